@@ -1,0 +1,55 @@
+# Everything runs in .venv, which each target makes when it is not there.
+.DEFAULT_GOAL := help
+.PHONY: help env html book test run sync owner lab bench clean
+PYTHON ?= python3
+PORT ?= 8000
+CH ?=
+BIN := .venv/bin
+READY := .venv/.ready
+SITE := _site
+export TQDM_DISABLE ?=
+NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider --nbval \
+	--nbval-current-env --nbval-sanitize-with nbs/nbval_sanitize.cfg \
+	--nbval-cell-timeout 900
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmcourse needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+env: $(READY)  ## prepare .venv with everything that the tests need
+
+html: $(READY)  ## build the book into _site
+	$(BIN)/python -m sphinx -b html -c book nbs $(SITE) -W --keep-going -q -j auto
+
+book: html  ## build the book and serve it on 127.0.0.1:$(PORT)
+	$(BIN)/python tools/serve.py $(SITE) $(PORT)
+
+test: $(READY)  ## everything that CI runs
+	PYTHON=$(BIN)/python sh tools/browser.sh
+	$(BIN)/python -m pytest -q tests --ignore tests/test_pages.py
+	$(NBVAL) nbs
+	$(MAKE) html
+	$(BIN)/python -m pytest -q tests/test_pages.py
+
+run: $(READY)  ## re-execute chapters (all, or CH=11), clean, export, sync
+	$(BIN)/python tools/chapters.py run $(CH)
+
+sync: $(READY)  ## bring notebooks and texts together, and export
+	$(BIN)/python tools/chapters.py sync
+
+owner: $(READY)  ## write the address of settings.ini into the chapters
+	$(BIN)/python tools/chapters.py owner
+
+lab: $(READY)  ## open JupyterLab
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+bench: $(READY)  ## measure side by side with the peers
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove what was built (not .venv)
+	rm -rf $(SITE) build dist .cache

@@ -1,0 +1,345 @@
+"""Byte-level BPE side by side with the compiled libraries.
+
+    .venv/bin/python benchmarks/tokenizers.py [--rounds 5] [--part NAME]
+
+Text is taken from the documentation and source files of this machine; no
+paragraph is in it twice. All candidates of a table take turns in one process,
+and a table shows medians over the rounds. "Cold" is text that was not seen
+before: memories of words are emptied ahead of each round.
+"""
+
+import argparse
+import datetime
+import hashlib
+import os
+import platform
+import random
+import subprocess
+import sys
+import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+os.environ["TQDM_DISABLE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAYON_NUM_THREADS"] = "1"
+ROOT = Path(__file__).parents[1]
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve()
+               != Path(__file__).parent]  # this file's name is a library's
+
+import numpy as np  # noqa: E402
+import tiktoken  # noqa: E402
+import tokenizers  # noqa: E402
+
+from lmcourse.tokenizers import bpe, fast_bpe  # noqa: E402
+from lmcourse.tokenizers.bpe import (  # noqa: E402
+    GPT2_ALPHABET,
+    GPT2_PATTERN,
+    GPT4_PATTERN,
+    ByteBPE,
+)
+
+try:
+    import rustbpe
+except ImportError:
+    rustbpe = None
+    print("rustbpe is not installed (pip install --no-deps rustbpe): its "
+          "rows are left out")
+
+VOCAB_SIZE = 32_768
+
+
+def texts_of_this_machine(megabytes, kinds):
+    """Documents of about 10,000 characters, no paragraph twice."""
+    roots = [Path(sysconfig.get_path("purelib")),
+             Path(sysconfig.get_path("stdlib")), Path("/usr/share/doc")]
+    files = sorted({p for root in roots if root.is_dir()
+                    for p in root.rglob("*")
+                    if p.suffix in kinds and p.is_file()})
+    random.Random(0).shuffle(files)
+    seen, texts, size = set(), [], 0
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        kept = []
+        for paragraph in text.split("\n\n"):
+            digest = hashlib.blake2b(paragraph.encode(), digest_size=8)
+            if digest.digest() not in seen:
+                seen.add(digest.digest())
+                kept.append(paragraph)
+        text = "\n\n".join(kept)
+        for start in range(0, len(text), 10_000):
+            texts.append(text[start:start + 10_000])
+            size += len(texts[-1].encode())
+            if size >= 1e6 * megabytes:
+                return texts
+    return texts
+
+
+def take_turns(candidates, rounds):
+    """Median CPU and wall seconds of each candidate."""
+    found = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, (prepare, job) in candidates.items():
+            prepare()
+            cpu, wall = time.process_time(), time.perf_counter()
+            job()
+            found[name].append((time.process_time() - cpu,
+                                time.perf_counter() - wall))
+    return {name: [median(column) for column in zip(*runs, strict=True)]
+            for name, runs in found.items()}
+
+
+def nothing():
+    pass
+
+
+def table(title, seconds, size, against, note=""):
+    """Markdown: rates, and ratios of CPU seconds to the peers in `against`."""
+    lines = [f"### {title}", "",
+             "| | CPU s | wall s | MB/s of CPU | "
+             + " | ".join(f"x {name}" for name in against) + " |",
+             "|---|" + "---|" * (3 + len(against))]
+    for name, (cpu, wall) in seconds.items():
+        ratios = [f"{seconds[peer][0] / cpu:.2f}" for peer in against]
+        lines.append(f"| {name} | {cpu:.3f} | {wall:.3f} | "
+                     f"{size / cpu / 1e6:.1f} | " + " | ".join(ratios) + " |")
+    text = "\n".join([*lines, "", note, ""])
+    print(text, flush=True)
+    return text
+
+
+def peers(tokenizer):
+    """The same vocabulary in tiktoken and in `tokenizers`."""
+    # tiktoken's own spelling of GPT-2's pattern is the faster one for it
+    pattern = (fast_bpe._TIKTOKEN_GPT2 if tokenizer.pattern == GPT2_PATTERN
+               else tokenizer.pattern)
+    tik = tiktoken.Encoding("x", pat_str=pattern, special_tokens={},
+                            mergeable_ranks=dict(tokenizer.vocab))
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    shown = dict(zip(GPT2_ALPHABET, sorted(letters), strict=True))
+
+    def show(token):
+        return "".join(shown[b] for b in token)
+
+    hf = tokenizers.Tokenizer(tokenizers.models.BPE(
+        vocab={show(t): i for t, i in tokenizer.vocab.items()},
+        merges=[(show(a), show(b)) for a, b in tokenizer.merges]))
+    hf.pre_tokenizer = pre_tokenizer(tokenizer.pattern)
+    return tik, hf
+
+
+def pre_tokenizer(pattern):
+    pre = tokenizers.pre_tokenizers
+    return pre.Sequence([
+        pre.Split(tokenizers.Regex(pattern), "isolated"),
+        pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def training(texts, rounds, name):
+    size = sum(len(t.encode()) for t in texts)
+
+    def with_rust():
+        learner = rustbpe.Tokenizer()
+        learner.train_from_iterator(texts, VOCAB_SIZE, pattern=GPT2_PATTERN)
+        return learner
+
+    def with_hf():
+        hf = tokenizers.Tokenizer(tokenizers.models.BPE())
+        hf.pre_tokenizer = pre_tokenizer(GPT2_PATTERN)
+        hf.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
+            vocab_size=VOCAB_SIZE, show_progress=False,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+        return hf
+
+    def ours(alphabet=bytes(range(256))):
+        return fast_bpe.learn_bytes(texts, VOCAB_SIZE, GPT2_PATTERN, alphabet)
+
+    def plain():
+        return bpe._learn_bytes(texts, VOCAB_SIZE, GPT2_PATTERN,
+                                bytes(range(256)))
+
+    candidates = {"lmcourse": ours, "`tokenizers`": with_hf}
+    same = []
+    tokens, _ = ours()
+    if rustbpe:
+        candidates["rustbpe"] = with_rust
+        theirs = [bytes(t) for t, _ in sorted(
+            with_rust().get_mergeable_ranks(), key=lambda item: item[1])]
+        same.append(f"tokens equal to rustbpe's, in order: {theirs == tokens}")
+    hf = with_hf().get_vocab()
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    back = dict(zip(letters, GPT2_ALPHABET, strict=True))
+    theirs = [bytes(back[c] for c in t) for t in sorted(hf, key=hf.get)]
+    in_its_order, _ = ours(GPT2_ALPHABET)
+    same.append("to those of `tokenizers`, when the alphabet is in its order:"
+                f" {theirs == in_its_order}")
+    seconds = take_turns({k: (nothing, job) for k, job in candidates.items()},
+                         rounds)
+    slow = take_turns({"lmcourse without numba": (nothing, plain)}, 1)
+    against = [k for k in candidates if k != "lmcourse"]
+    return table(
+        f"Training, {name}, {size / 1e6:.0f} MB, {VOCAB_SIZE:,} tokens",
+        {**seconds, **slow}, size, against,
+        "; ".join(same) + ". (The row without numba is a single run.)")
+
+
+def encoding(texts, rounds, name, tokenizer):
+    size = sum(len(t.encode()) for t in texts)
+    tik, hf = peers(tokenizer)
+    ours = tokenizer._encoder
+    parts = tokenizer.vocab, tokenizer.merges, tokenizer.pattern
+    slow = bpe._Encoder(*parts)
+    for text in texts:
+        ids = ours.encode(text)
+        assert ids == tik.encode_ordinary(text) == slow.encode(text)
+    for text in texts[:200]:
+        assert ours.encode(text) == hf.encode(text).ids
+    tik_array = {"disallowed_special": ()}
+    candidates = {
+        "lmcourse, lists, cold": (
+            ours.forget, lambda: [tokenizer.encode(t) for t in texts]),
+        "lmcourse, arrays, cold": (
+            ours.forget, lambda: [tokenizer.encode_to_numpy(t)
+                                  for t in texts]),
+        "lmcourse, arrays, warm": (
+            nothing, lambda: [tokenizer.encode_to_numpy(t) for t in texts]),
+        "lmcourse without numba, lists, cold": (
+            slow.memory.clear, lambda: [slow.encode(t) for t in texts]),
+        "tiktoken, lists": (
+            nothing, lambda: [tik.encode_ordinary(t) for t in texts]),
+        "tiktoken, arrays": (
+            nothing, lambda: [tik.encode_to_numpy(t, **tik_array)
+                              for t in texts]),
+    }
+    seconds = take_turns(candidates, rounds)
+    seconds |= take_turns({"`tokenizers`, lists": (
+        nothing, lambda: [hf.encode(t).ids for t in texts])},
+        min(rounds, 3) if size > 1e7 else rounds)
+    return table(f"Encoding, {name}, {size / 1e6:.0f} MB, one thread",
+                 seconds, size, ["tiktoken, lists", "tiktoken, arrays",
+                                 "`tokenizers`, lists"],
+                 "Ids asserted equal in all (`tokenizers`: 200 documents).")
+
+
+def threads(texts, rounds, name, tokenizer):
+    size = sum(len(t.encode()) for t in texts)
+    ours = tokenizer._encoder
+
+    def run(n, encode):
+        def job():
+            with ThreadPoolExecutor(n) as pool:
+                for _ in pool.map(lambda part: [encode(t) for t in part],
+                                  [texts[i::n] for i in range(n)]):
+                    pass
+        return job
+
+    def prepare():
+        ours.idle[:] = [ours.fresh.copy(), ours.fresh.copy()]
+
+    candidates = {f"{n} thread{'s' * (n > 1)}, {kind}": (prepare,
+                                                          run(n, encode))
+                  for kind, encode in (("arrays", tokenizer.encode_to_numpy),
+                                       ("lists", tokenizer.encode))
+                  for n in (1, 2)}
+    seconds = take_turns(candidates, 2 * rounds)
+    lines = [f"### Two threads, {name}, {size / 1e6:.0f} MB, cold", "",
+             "| | CPU s | wall s | wall, x one thread |", "|---|---|---|---|"]
+    for key, (cpu, wall) in seconds.items():
+        one = seconds["1 thread, " + key.split(", ")[1]][1]
+        lines.append(f"| {key} | {cpu:.3f} | {wall:.3f} | {one / wall:.2f} |")
+    load = os.getloadavg()[0]
+    text = "\n".join([*lines, "", f"Load average at the end: {load:.1f} on "
+                      f"{os.cpu_count()} cores.", ""])
+    print(text, flush=True)
+    return text
+
+
+def decoding(texts, rounds, name, tokenizer):
+    size = sum(len(t.encode()) for t in texts)
+    tik, hf = peers(tokenizer)
+    lists = [tokenizer.encode(t) for t in texts]
+    arrays = [np.array(ids, np.int32) for ids in lists]
+    for text, ids, array in zip(texts, lists, arrays, strict=True):
+        assert tokenizer.decode(ids) == tokenizer.decode(array) == text
+    seconds = take_turns({
+        "lmcourse, from arrays": (
+            nothing, lambda: [tokenizer.decode(a) for a in arrays]),
+        "lmcourse, from lists": (
+            nothing, lambda: [tokenizer.decode(ids) for ids in lists]),
+        "tiktoken, from lists": (
+            nothing, lambda: [tik.decode(ids) for ids in lists]),
+        "tiktoken, from arrays": (
+            nothing, lambda: [tik.decode(a) for a in arrays]),
+        "`tokenizers`, from lists": (
+            nothing, lambda: [hf.decode(ids) for ids in lists]),
+    }, rounds)
+    return table(f"Decoding, {name}, {size / 1e6:.0f} MB", seconds, size,
+                 ["tiktoken, from lists", "tiktoken, from arrays"])
+
+
+def machine():
+    try:
+        model = next(line.split(":")[1].strip() for line in
+                     Path("/proc/cpuinfo").read_text().splitlines()
+                     if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor()
+    versions = []
+    for name in ("numba", "numpy", "regex", "tiktoken", "tokenizers",
+                 "rustbpe"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"{name} not installed")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"],
+                            cwd=ROOT, text=True, capture_output=True)
+    return (f"{datetime.date.today()}, {os.cpu_count()} cores of {model}, "
+            f"Python {platform.python_version()}, {', '.join(versions)}; "
+            f"commit {commit.stdout.strip() or 'unknown'}; load average at "
+            f"the start {os.getloadavg()[0]:.1f}.")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    compiled = fast_bpe.compile_kernels()
+    sections = [
+        "# Byte-level BPE: lmcourse and its compiled peers", "",
+        machine(), "",
+        f"Medians of {rounds} rounds, all candidates of a table taking "
+        "turns in one process. MB are millions of UTF-8 bytes. A column "
+        "\"x peer\" divides the peer's CPU seconds by the row's: above 1 is "
+        "faster than the peer. The machine may have been shared; a ratio "
+        "below 1.15 is parity.", "",
+        f"Compiling, or loading what was compiled before: {compiled:.1f} s, "
+        "not counted below.", ""]
+    for name, kinds in (("documentation", {".md", ".rst", ".txt", ".html"}),
+                        ("Python source", {".py"})):
+        large = texts_of_this_machine(25, kinds)
+        small = texts_of_this_machine(8, kinds)
+        sections.append(training(large, rounds, name))
+        tokenizer = ByteBPE.train(large, VOCAB_SIZE, special_tokens=())
+        sections.append(encoding(small, rounds, name, tokenizer))
+        sections.append(encoding(large, rounds, name, tokenizer))
+        sections.append(threads(large, rounds, name, tokenizer))
+        sections.append(decoding(small, rounds, name, tokenizer))
+        gpt4 = ByteBPE.train(small, VOCAB_SIZE, pattern=GPT4_PATTERN,
+                             special_tokens=())
+        sections.append(encoding(small, rounds,
+                                 f"{name}, GPT-4's pattern", gpt4))
+    path = ROOT / "benchmarks" / "results" / "tokenizers.md"
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join(sections), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    main()

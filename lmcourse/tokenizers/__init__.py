@@ -1,0 +1,14 @@
+"""Text to numbers and back: words, characters and subwords (no torch)."""
+
+from lmcourse.tokenizers.base import Characters, Tokenizer, Words
+from lmcourse.tokenizers.bpe import ByteBPE, learn_bpe, segment_bpe
+from lmcourse.tokenizers.unigram import Unigram, segment_unigram
+from lmcourse.tokenizers.wordpiece import (
+    BertNormalizer,
+    WordPiece,
+    segment_wordpiece,
+)
+
+__all__ = ["BertNormalizer", "ByteBPE", "Characters", "Tokenizer", "Unigram",
+           "WordPiece", "Words", "learn_bpe", "segment_bpe",
+           "segment_unigram", "segment_wordpiece"]

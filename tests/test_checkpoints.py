@@ -1,0 +1,474 @@
+"""Files of checkpoints: whole, damaged, in pieces, missing."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import json
+import pickle
+import subprocess
+import sys
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, safe_open, save_file
+
+from lmcourse.checkpoints import (
+    FAMILIES,
+    find_checkpoint,
+    load_model,
+    read_header,
+    save_model,
+    write_tensors,
+)
+from lmcourse.layers.transformer import Transformer, TransformerConfig
+from lmcourse.models.llama import LLAMA, OPEN_DECODERS, total_and_active
+
+CONFIG = TransformerConfig(vocab_size=50, max_length=32, d_model=16,
+                           n_layers=2, n_heads=4, n_kv_heads=2, d_ff=24,
+                           **LLAMA)
+INPUT_IDS = torch.arange(10)[None]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small Llama, saved."""
+    save_model(Transformer(CONFIG).eval(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(folder, **changes):
+    path = folder / "config.json"
+    settings = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in settings.items()
+                                if v != "DELETE"}))
+
+
+def edit_tensors(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def refuses(folder, *words, error=ValueError):
+    with pytest.raises(error) as caught:
+        load_model(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+# Settings
+
+@pytest.mark.parametrize("changes,words", [
+    (dict(quantization_config={"bits": 4}), ["quantization_config"]),
+    (dict(partial_rotary_factor=0.5), ["partial_rotary_factor=0.5"]),
+    (dict(use_sliding_window=True), ["use_sliding_window=True"]),
+    (dict(layer_types=["full_attention"] * 2), ["layer_types"]),
+    (dict(attention_dropout=0.1), ["attention_dropout=0.1", "0.0"]),
+    (dict(hidden_act="quick_gelu"), ["hidden_act='quick_gelu'", "silu"]),
+    (dict(mlp_bias="yes"), ["mlp_bias='yes'"]),
+    (dict(model_type="mamba"), ["model_type='mamba'", "llama"]),
+    (dict(model_type="DELETE"), ["model_type=None"]),
+    (dict(architectures=["LlamaForTokenClassification"]),
+     ["LlamaForTokenClassification", "LlamaForCausalLM"]),
+    (dict(hidden_size="DELETE"), ["hidden_size is missing"]),
+    (dict(hidden_size="16"), ["d_model='16'"]),
+    (dict(num_key_value_heads=3), ["n_kv_heads=3", "n_heads=4"]),
+    (dict(rope_scaling={"rope_type": "spiral"}), ["rope_type='spiral'"]),
+    (dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+     ["low_freq_factor", "is missing"]),
+    (dict(rope_scaling={"type": "linear", "factor": 2.0, "twist": 1}),
+     ["twist=1"]),
+])
+def test_a_knob_that_is_not_understood_is_refused(folder, changes, words):
+    edit(folder, **changes)
+    refuses(folder, "config.json", *words)
+
+
+def test_other_families_refuse_by_name(tmp_path):
+    for name, changes, words in [
+        ("gemma-3-1b", dict(attn_logit_softcapping=50.0),
+         ["attn_logit_softcapping=50.0"]),
+        ("gemma-2-2b", dict(use_bidirectional_attention=True),
+         ["use_bidirectional_attention=True"]),
+        ("gemma-2-2b", dict(layer_types=["full_attention"]),
+         ["layer_types has 1 entries", "26"]),
+        ("qwen2-0.5b", dict(layer_types=["linear_attention"] * 24),
+         ["linear_attention"]),
+        ("mixtral-8x7b", dict(router_jitter_noise=0.1),
+         ["router_jitter_noise=0.1"]),
+    ]:
+        with torch.device("meta"):
+            model = Transformer(OPEN_DECODERS[name])
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        from lmcourse.checkpoints import _family_for
+        family, settings = _family_for(model, None)
+        (folder / "config.json").write_text(json.dumps(
+            settings | {"model_type": family.model_type} | changes))
+        refuses(folder, "config.json", *words)
+
+
+def test_config_that_is_no_object(folder):
+    (folder / "config.json").write_text("[]")
+    refuses(folder, "config.json", "object")
+    (folder / "config.json").write_text("{")
+    refuses(folder, "config.json", "JSON")
+    (folder / "config.json").unlink()
+    refuses(folder, "config.json", error=FileNotFoundError)
+
+
+# Tensors
+
+NORM = "model.layers.1.input_layernorm.weight"
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+
+
+def test_missing_tensor(folder):
+    edit_tensors(folder, lambda tensors: tensors.pop(QUERY))
+    refuses(folder, QUERY, "(16, 16)", "missing")
+
+
+def test_extra_tensor(folder):
+    edit_tensors(folder, lambda tensors: tensors.update(
+        {"model.layers.2.surprise": torch.zeros(3, 5)}))
+    refuses(folder, "model.safetensors", "surprise", "(3, 5)")
+
+
+def test_wrong_shapes_are_both_named(folder):
+    edit_tensors(folder, lambda tensors: tensors.update(
+        {QUERY: torch.zeros(12, 16)}))
+    refuses(folder, "model.safetensors", QUERY, "(12, 16)", "(16, 16)")
+
+
+def test_heads_that_only_sum_up_are_noticed(folder):
+    """Six query heads and one key head have as many rows as four and two."""
+    edit(folder, num_attention_heads=6, num_key_value_heads=1, head_dim=4)
+    refuses(folder, QUERY, "(16, 16)", "(24, 16)")
+
+
+def test_cut_short(folder):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    for length in (0, 5, 100, len(content) - 1):
+        path.write_bytes(content[:length])
+        refuses(folder, "model.safetensors")
+    path.write_bytes(b"\x10" + bytes(7) + b"no json at all!!" + bytes(50))
+    refuses(folder, "model.safetensors", "JSON")
+
+
+@pytest.mark.parametrize("entry", [
+    {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+    {"dtype": "F32", "shape": [2]},
+    {"dtype": "F32", "shape": "2", "data_offsets": [0, 8]},
+    {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
+    [],
+])
+def test_header_that_contradicts_itself(tmp_path, entry):
+    text = json.dumps({"x": entry}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(ValueError, match="model.safetensors: x"):
+        read_header(path)
+
+
+def test_numbers_that_are_not_read(folder):
+    edit_tensors(folder, lambda tensors: tensors.update(
+        {NORM: torch.zeros(16, dtype=torch.int32)}))
+    refuses(folder, "model.safetensors", "I32", "F32")
+
+
+def test_mixed_number_formats_need_a_choice(folder):
+    edit_tensors(folder, lambda tensors: tensors.update(
+        {NORM: tensors[NORM].bfloat16()}))
+    refuses(folder, "dtype=None", "BF16")
+    model = load_model(folder, dtype=torch.float64)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+def test_rotary_buffers_of_old_files_are_skipped(folder):
+    expected = load_model(folder)(INPUT_IDS)
+    edit_tensors(folder, lambda tensors: tensors.update(
+        {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}))
+    assert torch.equal(load_model(folder)(INPUT_IDS), expected)
+
+
+def test_tied_head_may_be_repeated_but_not_differ(tmp_path):
+    config = TransformerConfig(**vars(CONFIG) | dict(tie_weights=True))
+    save_model(Transformer(config), tmp_path)
+    edit_tensors(tmp_path, lambda tensors: tensors.update(
+        {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    load_model(tmp_path)
+    edit_tensors(tmp_path, lambda tensors: tensors.update(
+        {"lm_head.weight": tensors["lm_head.weight"] + 1}))
+    refuses(tmp_path, "lm_head.weight", "embed_tokens")
+
+
+def test_files_of_the_bare_model(tmp_path):
+    config = TransformerConfig(**vars(CONFIG) | dict(tie_weights=True))
+    save_model(Transformer(config), tmp_path)
+    expected = load_model(tmp_path)(INPUT_IDS)
+    path = tmp_path / "model.safetensors"
+    save_file({name.removeprefix("model."): tensor
+               for name, tensor in load_file(path).items()}, path)
+    assert torch.equal(load_model(tmp_path)(INPUT_IDS), expected)
+
+
+# Several files
+
+def test_shards_and_their_index(folder, tmp_path):
+    model = load_model(folder)
+    sharded = tmp_path / "sharded"
+    save_model(model, sharded, shard_bytes=3000)
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    assert torch.equal(load_model(sharded)(INPUT_IDS), model(INPUT_IDS))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(sharded)
+    assert torch.allclose(theirs(INPUT_IDS).logits, model(INPUT_IDS),
+                          atol=1e-5)
+    save_model(model, sharded)  # the old layout goes
+    assert [path.name for path in sharded.glob("model*")] == [
+        "model.safetensors"]
+
+
+@pytest.mark.parametrize("change,words", [
+    (lambda index: index["weight_map"].update({QUERY: "gone.safetensors"}),
+     ["gone.safetensors"]),
+    (lambda index: index["weight_map"].update({QUERY: "../x.safetensors"}),
+     ["../x.safetensors"]),
+    (lambda index: index["weight_map"].update(
+        {"nowhere": index["weight_map"][QUERY]}), ["nowhere"]),
+    (lambda index: index.pop("weight_map"), ["weight_map"]),
+    (lambda index: index.update(weight_map={QUERY: 7}), ["7"]),
+])
+def test_an_index_that_lies(folder, change, words):
+    save_model(load_model(folder), folder, shard_bytes=9000)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+    refuses(folder, path.name, *words)
+
+
+def test_pickles_are_refused_unopened(folder):
+    class Bomb:
+        def __reduce__(self):
+            return (exit, ("opened",))
+
+    (folder / "model.safetensors").unlink()
+    refuses(folder, "model.safetensors", error=FileNotFoundError)
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(pickle.dumps(Bomb()))
+    refuses(folder, "pytorch_model.bin", "pickle", "save_pretrained")
+
+
+# Saving
+
+def test_what_is_written_is_what_safetensors_reads(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {str(dtype): torch.randn(7, 5, generator=generator).to(dtype)
+               for dtype in (torch.float64, torch.float32, torch.float16,
+                             torch.bfloat16)}
+    tensors["view"] = tensors["torch.float32"].T[1:3]
+    write_tensors(tmp_path / "x", tensors)
+    assert all(torch.equal(tensor, tensors[name])
+               for name, tensor in load_file(tmp_path / "x").items())
+    with safe_open(tmp_path / "x", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == set(read_header(tmp_path / "x"))
+    with pytest.raises(ValueError, match="ids: .*int64"):
+        write_tensors(tmp_path / "y", {"ids": torch.arange(3)})
+
+
+def test_an_interrupted_save_leaves_the_old_files(folder, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lmcourse.checkpoints.os.replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(Transformer(CONFIG), folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_model_type_is_kept_chosen_or_refused(folder, tmp_path):
+    model = load_model(folder)
+    assert model.settings["model_type"] == "llama"
+    save_model(model, tmp_path / "m", model_type="mistral")
+    again = load_model(tmp_path / "m")
+    assert again.config == model.config
+    save_model(again, tmp_path / "n")
+    assert load_model(tmp_path / "n").settings["model_type"] == "mistral"
+    with pytest.raises(ValueError, match="gemma'.*cannot say"):
+        save_model(model, tmp_path / "o", model_type="gemma")
+    with pytest.raises(ValueError, match="model_type='bird'"):
+        save_model(model, tmp_path / "o", model_type="bird")
+    odd = Transformer(TransformerConfig(50, 32, 16, 1, 4, 24,
+                                        positions="sinusoidal"))
+    with pytest.raises(ValueError, match="no family"):
+        save_model(odd, tmp_path / "o")
+
+
+def test_token_ids_survive(folder, tmp_path):
+    edit(folder, eos_token_id=[3, 4], pad_token_id=0)
+    save_model(load_model(folder), tmp_path / "again")
+    settings = json.loads((tmp_path / "again/config.json").read_text())
+    assert settings["eos_token_id"] == [3, 4]
+
+
+@pytest.mark.parametrize("name", [
+    name for name in OPEN_DECODERS if not name.startswith("qwen3-235")])
+def test_named_configurations_can_be_said(name):
+    """Each published configuration has words in its family."""
+    from lmcourse.checkpoints import _essence, _say
+    kind = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2",
+            "qwen3": "qwen3", "gemma": "gemma", "mixtral": "mixtral"}[
+                name.split("-")[0]]
+    kind = {"gemma-2-": "gemma2", "gemma-3-": "gemma3_text",
+            "qwen3-30": "qwen3_moe"}.get(name[:8], kind)
+    if name == "gemma-2b":
+        kind = "gemma"
+    family = next(f for f in FAMILIES.values() if f.model_type == kind)
+    config = OPEN_DECODERS[name]
+    assert _essence(family.read(_say(family, config))) == _essence(config)
+
+
+# GPT-1 and GPT-2 (the other families are in test_llama.py)
+
+GPT = [{}, dict(n_head=8), dict(n_layer=1), dict(vocab_size=101),
+       dict(n_embd=40), dict(n_positions=16), dict(n_positions=200),
+       dict(layer_norm_epsilon=1e-3), dict(n_head=1), dict(n_layer=3),
+       dict(n_embd=8, n_head=2)]
+KNOBS = {
+    transformers.GPT2Config: GPT + [
+        dict(n_inner=48), dict(activation_function="gelu"),
+        dict(activation_function="relu"), dict(scale_attn_weights=False),
+        dict(tie_word_embeddings=False)],
+    transformers.OpenAIGPTConfig: GPT + [dict(afn="relu"),
+                                         dict(afn="silu")],
+}
+
+
+@pytest.mark.parametrize("kind,knobs", [
+    (kind, knobs) for kind, turned in KNOBS.items() for knobs in turned])
+def test_gpt(kind, knobs, tmp_path):
+    config = kind(**dict(vocab_size=97, n_embd=32, n_layer=2, n_head=4,
+                         n_positions=64) | knobs)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape,
+                                             generator=generator))
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    input_ids = torch.arange(24).view(2, 12) * 3
+    mask = torch.ones(2, 12, dtype=torch.long)
+    for rows in (slice(9, 12), slice(0, 3), slice(0, 0)):
+        mask[:] = 1
+        mask[1, rows] = 0
+        places = (mask.cumsum(1) - 1).clamp(min=0)  # as in generate()
+        with torch.no_grad():
+            expected = theirs(input_ids, attention_mask=mask,
+                              position_ids=places).logits[mask.bool()]
+            found = ours(input_ids, mask)[mask.bool()]
+        far = (found - expected).abs().max() / expected.abs().max()
+        assert far < 1e-5
+    save_model(ours, tmp_path / "ours")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours")
+    with torch.no_grad():
+        assert torch.equal(opened(input_ids).logits,
+                           theirs(input_ids).logits)
+        assert torch.equal(load_model(tmp_path / "ours")(input_ids),
+                           ours(input_ids))
+
+
+# Memory, devices, the Hub
+
+def test_peak_memory(tmp_path):
+    """Loading takes little more than the weights, in any number format."""
+    config = TransformerConfig(60_000, 64, 512, 4, 8, 2048, **LLAMA)
+    save_model(Transformer(config), tmp_path, shard_bytes=10 ** 8)
+    script = """
+import resource, sys, torch
+from lmcourse.checkpoints import load_model
+load_model(sys.argv[1])  # of one layer: libraries are warm now
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+model = load_model(sys.argv[2], dtype=getattr(torch, sys.argv[3]))
+weights = sum(p.nbytes for p in model.parameters())
+print((peak() - before) / weights)
+"""
+    small = tmp_path / "small"
+    save_model(Transformer(CONFIG), small)
+    for dtype in ("float32", "float64"):
+        run = subprocess.run([sys.executable, "-c", script, small, tmp_path,
+                              dtype], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert float(run.stdout) < 1.2, dtype
+
+
+def test_the_device_is_respected(folder):
+    model = load_model(folder, device="meta")
+    assert all(p.is_meta for p in model.parameters())
+    assert not load_model(folder).training
+
+
+def test_hub_offline_and_cached(folder, tmp_path, monkeypatch):
+    constants = huggingface_hub.constants
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_model("someone/something")
+    message = str(caught.value)
+    assert "models--someone--something" in message
+    assert "folder" in message and "\n" not in message
+    home = cache / "models--someone--something"
+    commit = "0" * 40
+    (home / "refs").mkdir(parents=True)
+    (home / "refs/main").write_text(commit)
+    (home / "snapshots").mkdir()
+    (home / "snapshots" / commit).symlink_to(folder)
+    assert find_checkpoint("someone/something").name == commit
+    assert torch.equal(load_model("someone/something")(INPUT_IDS),
+                       load_model(folder)(INPUT_IDS))
+
+
+def test_a_name_that_is_neither(folder, tmp_path, monkeypatch):
+    refuses(tmp_path / "not/there/at all", error=FileNotFoundError)
+    refuses(folder / "config.json", error=FileNotFoundError)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"lmcourse\[hub\]"):
+        load_model("someone/something")
+
+
+# Published sizes
+
+@pytest.mark.parametrize("name,total", [
+    ("llama-1-7b", 6_738_415_616), ("llama-1-13b", 13_015_864_320),
+    ("llama-1-33b", 32_528_943_616), ("llama-1-65b", 65_285_660_672),
+    ("llama-2-7b", 6_738_415_616), ("llama-2-13b", 13_015_864_320),
+    ("llama-2-70b", 68_976_648_192), ("llama-3.1-8b", 8_030_261_248),
+    ("llama-3.1-70b", 70_553_706_496), ("llama-3.1-405b", 405_853_388_800),
+    ("llama-3.2-1b", 1_235_814_400), ("llama-3.2-3b", 3_212_749_824),
+    ("mistral-7b", 7_241_732_096), ("qwen2-0.5b", 494_032_768),
+    ("qwen2-1.5b", 1_543_714_304), ("qwen2-7b", 7_615_616_512),
+    ("qwen2-72b", 72_706_203_648), ("qwen3-0.6b", 596_049_920),
+    ("qwen3-1.7b", 1_720_574_976), ("qwen3-4b", 4_022_468_096),
+    ("qwen3-8b", 8_190_735_360), ("qwen3-14b", 14_768_307_200),
+    ("qwen3-32b", 32_762_123_264), ("gemma-2b", 2_506_172_416),
+    ("gemma-7b", 8_537_680_896), ("gemma-2-2b", 2_614_341_888),
+    ("gemma-2-9b", 9_241_705_984), ("gemma-2-27b", 27_227_128_320),
+    ("gemma-3-1b", 999_885_952), ("gemma-3-4b", 3_880_263_168),
+    ("gemma-3-12b", 11_766_034_176), ("gemma-3-27b", 27_009_346_304),
+    ("mixtral-8x7b", 46_702_792_704), ("qwen3-30b-a3b", 30_532_122_624),
+])
+def test_published_parameter_counts(name, total):
+    assert total_and_active(OPEN_DECODERS[name])[0] == total

@@ -1,0 +1,258 @@
+"""Compiled byte-level BPE: equal to the plain one, in time and memory."""
+
+import random
+import sys
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import regex
+import tiktoken
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmcourse.tokenizers import bpe, fast_bpe
+from lmcourse.tokenizers.base import END_OF_TEXT, manual
+from lmcourse.tokenizers.bpe import (
+    GPT2_ALPHABET,
+    GPT2_PATTERN,
+    GPT4_PATTERN,
+    ByteBPE,
+)
+
+PATTERNS = [*fast_bpe._RULES, r"\w+|\W"]
+FACES = [*"abzAZsStTlLvVrReEmMdD''''\"\n\n\r\t   129²½٣你好éñ.,-_ſK’🙂",
+         "\xa0", "\u2003", "\x85", "\x1c", "\u0301", "'ll", "'Ve", "  ",
+         "\r\n", " '", "'ſ", "'s"]
+TRAIN, HELD_OUT = manual()
+
+
+def words(texts, pattern):
+    raw, ends = fast_bpe.split_ends(texts, pattern)
+    return [raw[i:j] for i, j in zip([0, *ends], ends, strict=False)]
+
+
+def by_regex(texts, pattern):
+    return [w.encode() for t in texts for w in regex.findall(pattern, t)]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_cuts_are_those_of_the_pattern(pattern):
+    rng = random.Random(0)
+    for _ in range(4_000):
+        texts = ["".join(rng.choices(FACES, k=rng.randrange(12)))
+                 for _ in range(rng.randrange(1, 4))]
+        assert words(texts, pattern) == by_regex(texts, pattern), texts
+
+
+@pytest.mark.parametrize("pattern", [*fast_bpe._RULES])
+@pytest.mark.parametrize("between", ["", " ", "'", "a1", "a\n "])
+def test_cuts_of_all_code_points(pattern, between):
+    every = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    random.Random(1).shuffle(every)
+    texts = [between.join(every[i:i + 50_000])
+             for i in range(0, len(every), 50_000)]
+    assert words(texts, pattern) == by_regex(texts, pattern)
+
+
+def test_counts_are_those_of_a_counter():
+    texts = [*TRAIN, "a" * 300 + " " + "a" * 300, "", "aaaaaaaabbbbbbbb" * 2]
+    letters, ends, counts = fast_bpe._count_words(
+        texts, GPT2_PATTERN).words()
+    found = {letters[i:j].tobytes(): n for i, j, n
+             in zip([0, *ends], ends, counts.tolist(), strict=False)}
+    assert found == Counter(by_regex(texts, GPT2_PATTERN))
+
+
+@pytest.mark.parametrize("alphabet", [bytes(range(256)), GPT2_ALPHABET])
+def test_merges_are_those_of_the_plain_learner(alphabet):
+    rng = random.Random(2)
+    for letters in ("ab", "aab ", "abc \n", "é你a "):
+        for _ in range(60):
+            texts = ["".join(rng.choices(letters, k=rng.randrange(1, 60)))
+                     for _ in range(rng.randrange(1, 9))]
+            task = texts, 310, GPT2_PATTERN, alphabet
+            assert fast_bpe.learn_bytes(*task) == bpe._learn_bytes(*task)
+    task = TRAIN, 1500, GPT4_PATTERN, alphabet
+    assert fast_bpe.learn_bytes(*task) == bpe._learn_bytes(*task)
+
+
+def test_training_reads_a_stream_and_needs_a_word():
+    texts = iter(["low lower", "lowest"])
+    fast_bpe.learn_bytes(texts, 260, GPT2_PATTERN, bytes(range(256)))
+    assert next(texts, None) is None
+    for nothing in ([], [""]):
+        with pytest.raises(ValueError, match="at least one character"):
+            fast_bpe.learn_bytes(nothing, 260, GPT2_PATTERN,
+                                 bytes(range(256)))
+
+
+@pytest.fixture(scope="module", params=[GPT2_PATTERN, GPT4_PATTERN])
+def trained(request):
+    return ByteBPE.train(TRAIN, 2000, pattern=request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(trained):
+    return bpe._Encoder(trained.vocab, trained.merges, trained.pattern)
+
+
+def test_the_compiled_path_is_in_use(trained):
+    assert isinstance(trained._encoder, fast_bpe.FastEncoder)
+
+
+def test_without_numba_all_is_the_same(trained, monkeypatch):
+    assert trained.decode(trained.encode("low")) == "low"  # made before
+    monkeypatch.setitem(sys.modules, "lmcourse.tokenizers.fast_bpe", None)
+    monkeypatch.delattr("lmcourse.tokenizers.fast_bpe")
+    slow = ByteBPE.train(TRAIN, 2000, pattern=trained.pattern)
+    assert isinstance(slow._encoder, bpe._Encoder)
+    assert (slow.vocab, slow.merges) == (trained.vocab, trained.merges)
+    for page in HELD_OUT:
+        ids = slow.encode(page)
+        assert ids == trained.encode(page)
+        assert slow.decode(ids) == trained.decode(ids) == page
+
+
+@settings(max_examples=400, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_is_encoded_as_in_chapter_11(trained, plain, text):
+    ids = trained.encode(text)
+    assert ids == plain.encode(text)
+    assert trained.encode_to_numpy(text).tolist() == ids
+    assert trained.decode(ids) == text
+    assert trained.decode(np.array(ids, np.int32)) == text
+
+
+def test_ids_are_those_of_tiktoken(trained):
+    peer = tiktoken.Encoding("x", pat_str=trained.pattern, special_tokens={},
+                             mergeable_ranks=dict(trained.vocab))
+    rng = random.Random(3)
+    texts = ["".join(rng.choices(FACES, k=30)) for _ in range(10_000)]
+    for text in [*texts, *HELD_OUT]:
+        assert trained.encode(text) == peer.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("rows", [16, 1 << 14])
+def test_forgetting_changes_nothing_and_memory_is_bounded(trained, plain,
+                                                          rows):
+    encoder = fast_bpe.FastEncoder(trained.vocab, trained.merges,
+                                   trained.pattern, rows=rows)
+    rng = random.Random(4)
+    for _ in range(60):
+        text = " ".join("".join(rng.choices("abcdefgh", k=rng.randrange(40)))
+                        for _ in range(1000))
+        assert encoder.encode(text) == plain.encode(text)
+    (memory,) = encoder.idle
+    assert memory.used[0] <= len(memory.rows)
+    assert memory.rows.nbytes + memory.kept.nbytes + memory.store.nbytes < 8e6
+
+
+def test_one_encoder_for_many_threads(trained, plain):
+    expected = [plain.encode(page) for page in HELD_OUT]
+    wrong = []
+
+    def work(seed):
+        order = [*range(len(HELD_OUT))]
+        random.Random(seed).shuffle(order)
+        for i in order:
+            if trained.encode(HELD_OUT[i]) != expected[i]:
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert 1 <= len(trained._encoder.idle) <= 4
+
+
+@pytest.mark.parametrize("merges", ["learned", "shuffled"])
+def test_long_words_merge_like_short_ones(trained, merges):
+    pairs = list(trained.merges)
+    if merges == "shuffled":
+        random.Random(5).shuffle(pairs)
+    encoder = fast_bpe.FastEncoder(trained.vocab, pairs, trained.pattern)
+    ids = np.array([trained.vocab[bytes([b])] for b in range(256)], np.int32)
+    rng = random.Random(6)
+    for _ in range(2000):
+        word = "".join(rng.choices("theinars", k=rng.randrange(1, 90)))
+        short, long = (ids[list(word.encode())] for _ in range(2))
+        n = fast_bpe._merge_few(short, np.empty(90, np.uint64),
+                                encoder.pairs)
+        assert n == fast_bpe._merge_many(long, encoder.pairs)
+        assert short[:n].tolist() == long[:n].tolist()
+
+
+def seconds(job, *args):
+    found = []
+    for _ in range(3):
+        start = time.process_time()
+        job(*args)
+        found.append(time.process_time() - start)
+    return min(found)
+
+
+@pytest.mark.parametrize("text", ["a", "ab", " ", "lower and lowest "])
+def test_time_grows_with_the_length(trained, text):
+    """Ten times the text in less than forty times the time."""
+    short, long = (text * (n // len(text)) for n in (300_000, 3_000_000))
+    trained.encode_to_numpy(text)
+    took = seconds(trained.encode_to_numpy, short)
+    assert seconds(trained.encode_to_numpy, long) < 40 * took + 0.2
+
+
+def test_learning_from_one_long_word_grows_with_its_length():
+    def learn(n):
+        fast_bpe.learn_bytes(["ab" * n + "a" * n], 300, GPT2_PATTERN,
+                             bytes(range(256)))
+
+    learn(10)
+    took = seconds(learn, 100_000)
+    assert seconds(learn, 1_000_000) < 40 * took + 0.2
+
+
+def test_decoding(trained):
+    special = trained.special_tokens[END_OF_TEXT]
+    ids = [*trained.encode("low 😀"), special, *trained.encode("er")]
+    for same in (ids, tuple(ids), np.array(ids), np.array(ids, np.int32),
+                 np.array(ids, np.uint16), [np.int64(i) for i in ids]):
+        assert trained.decode(same) == f"low 😀{END_OF_TEXT}er"
+        assert trained.decode(same, skip_special_tokens=True) == "low 😀er"
+    assert trained.decode([]) == ""
+    broken = trained.encode("😀")[:-1] + [special]
+    assert trained.decode(broken) == "\ufffd" + END_OF_TEXT
+
+
+@pytest.mark.parametrize("ids, options, match", [
+    ([1, 99_999], {}, r"ids\[1\]=99999"),
+    ([-1], {}, r"ids\[0\]=-1"),
+    ([1 << 70], {}, "not in the vocabulary"),
+    (np.array([5, -3]), {}, r"ids\[1\]=-3"),
+    ([0xC3], {"errors": "strict"}, "not UTF-8"),
+    ([1], {"errors": "ignore"}, "errors='ignore'"),
+])
+def test_faults_of_decoding_are_those_of_chapter_11(trained, ids, options,
+                                                    match):
+    with pytest.raises(ValueError, match=match) as caught:
+        trained.decode(ids, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_each_kernel_is_compiled_once(trained):
+    """A second compilation would be seconds that a user waits."""
+    for text in ("a", "é", "low er" * 99, "", "a" * 99):
+        trained.decode(trained.encode_to_numpy(text))
+    for kernel in (fast_bpe._split_kinds, fast_bpe._encode, fast_bpe._decode,
+                   fast_bpe._count, fast_bpe._learn_pairs):
+        assert len(kernel.signatures) == 1, kernel
+
+
+def test_the_compiled_code_is_kept_on_disk():
+    assert fast_bpe.compile_kernels() > 0
+    assert sum(fast_bpe._encode.stats.cache_hits.values()) + sum(
+        fast_bpe._encode.stats.cache_misses.values()) > 0

@@ -1,0 +1,171 @@
+"""Notebooks, texts, exported modules and pages agree with each other."""
+
+import filecmp
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import pytest
+from jupytext.config import load_jupytext_config
+
+ROOT = Path(__file__).parents[1]
+NBS = ROOT / "nbs"
+sys.path.insert(0, str(ROOT / "tools"))
+import chapters  # noqa: E402
+from chapters import code_cells, module_of  # noqa: E402
+
+NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
+STEMS = sorted({p.stem for p in NOTEBOOKS}
+               | {p.stem for p in (NBS / "text").glob("*.md")})
+WRITTEN_BY = {module_of(p): p.stem for p in NOTEBOOKS if module_of(p)}
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_notebook_and_text_hold_the_same_cells(stem):
+    path = NBS / f"{stem}.ipynb"
+    config = load_jupytext_config(str(path))
+    text = jupytext.writes(jupytext.read(path), fmt="md:myst", config=config)
+    saved = (NBS / "text" / f"{stem}.md").read_text(encoding="utf-8")
+    assert saved == text, "run `make sync`"
+
+
+def test_export_leaves_no_difference(tmp_path):
+    ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for name in ("nbs", "lmcourse"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    subprocess.run([chapters.BIN / "nbdev_export"], cwd=tmp_path, check=True)
+    fresh = sorted((tmp_path / "lmcourse").rglob("*.py"))
+    for path in fresh:
+        committed = ROOT / path.relative_to(tmp_path)
+        assert filecmp.cmp(path, committed, shallow=False), committed
+    existing = (ROOT / "lmcourse").rglob("*.py")
+    assert len(fresh) == len(list(existing))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_clean(path):
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    assert "widgets" not in nb["metadata"]
+    for cell in nb["cells"]:
+        assert set(cell["metadata"]) <= {"tags"}
+        if cell["cell_type"] == "code":
+            assert cell["execution_count"] is None, "run `make run`"
+    assert path.stat().st_size < 3e6, "outputs too large for a page"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_first_code_cell_installs_on_colab(path):
+    first = code_cells(path)[0].source
+    assert first == chapters.colab_cell(), "run `make owner`"
+
+
+def test_project_address_is_the_one_of_settings():
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'Source = "{chapters.address()["url"]}"' in project
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_figures_have_alt_text(path):
+    for cell in code_cells(path):
+        draws = any(name.startswith("image/")
+                    for output in cell.outputs
+                    for name in output.get("data", {}))
+        if draws:
+            assert re.search(r"^#\| fig-alt: \S", cell.source, re.M), \
+                cell.source[:80]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_code_fits_a_page(path):
+    """Longer lines scroll sideways; an alt text is one line, not shown."""
+    lines = [line for cell in code_cells(path)
+             if not cell.source.startswith("#| hide")
+             for line in cell.source.splitlines()]
+    assert [line for line in lines
+            if len(line) > 79 and not line.startswith("#| fig-alt")] == []
+
+
+def test_chapters_import_only_what_came_before():
+    """The reading order is an order of imports."""
+    for stem, needed in chapters.dependencies().items():
+        assert [other for other in needed if other > stem] == [], stem
+
+
+def test_each_public_name_is_defined_once():
+    where = {}
+    for module in WRITTEN_BY:
+        for name in importlib.import_module(module).__all__:
+            where.setdefault(name, []).append(module)
+    assert {n: m for n, m in where.items() if len(m) > 1} == {}
+
+
+def test_public_names_have_docstrings():
+    bare = []
+    for module in map(importlib.import_module, WRITTEN_BY):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if callable(value) and not (value.__doc__ or "").strip():
+                bare.append(f"{module.__name__}.{name}")
+    assert bare == []
+
+
+def test_every_chapter_is_in_the_contents_and_every_module_on_the_api_page():
+    index = (NBS / "index.md").read_text(encoding="utf-8")
+    api = (NBS / "api.md").read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        assert re.search(rf"^{path.stem}$", index, re.M), path.stem
+    for module in WRITTEN_BY:
+        assert f".. automodule:: {module}\n" in api, module
+
+
+def test_layers_hold():
+    linter = chapters.BIN / "lint-imports"
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_style():
+    done = subprocess.run([chapters.BIN / "ruff", "check", "--no-cache", "."],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+FORBIDDEN = re.compile(
+    r"\b(?:import (?:socket|urllib|requests|http|pickle)|from (?:socket"
+    r"|urllib|requests|http|pickle)|os\.environ|eval\(|exec\()")
+
+
+@pytest.mark.parametrize("module", sorted(WRITTEN_BY))
+def test_exported_code_keeps_to_itself(module):
+    """No network, no environment, nothing evaluated or unpickled."""
+    if module == "lmcourse.checkpoints":
+        return  # the one module that may reach the network
+    path = ROOT / (module.replace(".", "/") + ".py")
+    source = path.read_text(encoding="utf-8").replace("model.eval(", "")
+    found = [line for line in source.splitlines() if FORBIDDEN.search(line)
+             and ".eval(" not in line]
+    assert found == []
+
+
+BRITISH = re.compile(
+    r"\b(?:colour|behaviour|neighbour|favour|labell|modell|centre\b"
+    r"|\w+(?:okenis|ptimis|ormalis|nitialis|eneralis|aximis|inimis|ummaris"
+    r"|ecognis|egularis|arameteris|ectoris|iscretis)(?:e|ed|es|er|ing"
+    r"|ation|ations))", re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted((NBS / "text").glob("*.md")), *sorted(NBS.glob("*.md")),
+             ROOT / "README.md", ROOT / "CONTRIBUTING.md"],
+    ids=lambda p: p.stem)
+def test_one_spelling(path):
+    """The book is written in American English."""
+    assert BRITISH.findall(path.read_text(encoding="utf-8")) == []

@@ -1,0 +1,140 @@
+"""The tools behind the Makefile, on a small project of their own."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEADER = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+    format_version: 0.13
+kernelspec:
+  display_name: python3
+  language: python
+  name: python3
+---
+"""
+CELL = "\n```{{code-cell}}\n{}\n```\n"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A book of one chapter, and a function that runs its tools."""
+    for name in ("settings.ini", "pyproject.toml", "tools"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    for name in ("nbs/text", "book", "lmcourse"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "lmcourse/__init__.py").touch()
+    return tmp_path
+
+
+def write_chapter(project, *cells):
+    text = HEADER + "\n# 05 · A chapter\n" + "".join(map(CELL.format, cells))
+    (project / "nbs/text/05_chapter.md").write_text(text)
+    return project / "nbs/05_chapter.ipynb"
+
+
+def start(project, *arguments):
+    return subprocess.Popen(
+        [sys.executable, project / "tools/chapters.py", *arguments],
+        cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True)
+
+
+def test_run_writes_outputs_module_and_run_time(project):
+    path = write_chapter(project, "#| default_exp small",
+                         "#| export\ndef double(x):\n    return 2 * x",
+                         "double(21)")
+    run = start(project, "run", "05")
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, output
+    nb = nbformat.read(path, as_version=4)
+    assert nb.cells[-1].outputs[0].data["text/plain"] == "42"
+    assert nb.cells[-1].execution_count is None
+    assert "def double" in (project / "lmcourse/small.py").read_text()
+    assert "05_chapter" in (project / "book/runtimes.json").read_text()
+
+
+def test_interrupted_run_leaves_the_notebook_as_it_was(project):
+    marker = project / "started"
+    path = write_chapter(project, "1 + 1")
+    assert start(project, "run").wait(timeout=120) == 0
+    write_chapter(project, f"import pathlib, time\npathlib.Path("
+                           f"{str(marker)!r}).touch()\ntime.sleep(600)")
+    os.utime(project / "nbs/text/05_chapter.md", (2e9, 2e9))
+    assert start(project, "sync").wait(timeout=60) == 0
+    before = path.read_bytes()
+    run = start(project, "run")
+    for _ in range(600):
+        if marker.exists():
+            break
+        time.sleep(0.1)
+    assert marker.exists()
+    os.killpg(run.pid, signal.SIGINT)
+    run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.glob(".*ipynb")] == []
+
+
+def test_failing_cell_is_reported_and_changes_nothing(project):
+    path = write_chapter(project, "1 / 0")
+    assert start(project, "sync").wait(timeout=60) == 0
+    before = path.read_bytes()
+    run = start(project, "run")
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert "ZeroDivisionError" in output
+    assert "05_chapter.ipynb failed and is as it was." in output
+    assert path.read_bytes() == before
+
+
+def test_unknown_chapter_is_named(project):
+    write_chapter(project, "1")
+    run = start(project, "run", "77")
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "CH=77 is no chapter; there are: 05_chapter" in output
+
+
+def serve(folder, port):
+    return subprocess.Popen(
+        [sys.executable, "-u", ROOT / "tools/serve.py", folder, str(port)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_serve_prints_the_address(tmp_path):
+    (tmp_path / "index.html").write_text("the book")
+    server = serve(tmp_path, 0)
+    try:
+        line = server.stdout.readline()
+        address = line.split()[4]
+        with urllib.request.urlopen(address, timeout=10) as page:
+            assert page.read() == b"the book"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=10)
+    assert server.returncode == 0
+
+
+def test_serve_on_a_taken_port_says_so(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = serve(tmp_path, port)
+        output, _ = server.communicate(timeout=20)
+    assert server.returncode == 1
+    assert output.startswith(f"PORT={port} cannot be served on: ")
+    assert len(output.splitlines()) == 1

@@ -1,0 +1,214 @@
+"""Sync, export, execute and clean the chapters: what `make run` does.
+
+    python tools/chapters.py run [CH ...]   execute these chapters, or all
+    python tools/chapters.py sync           text <-> notebooks, then export
+    python tools/chapters.py owner          write the address of settings.ini
+
+A notebook is executed in memory and replaces the committed one in a single
+rename: interrupt the run, and the file is as it was.
+"""
+
+import argparse
+import ast
+import configparser
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT / "nbs"
+TEXT = NBS / "text"
+RUNTIMES = ROOT / "book" / "runtimes.json"
+BIN = Path(sys.executable).parent
+
+COLAB = """\
+#| hide
+# On Colab this installs the book's package; elsewhere it does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    %pip install -q --no-deps "lmcourse @ git+{url}@{branch}"
+"""
+
+
+def address():
+    """Where the book lives, from settings.ini: `url` and `branch`."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    s = parser["DEFAULT"]
+    url = f"https://github.com/{s['user']}/{s['repo']}"
+    return {"url": url, "branch": s["branch"]}
+
+
+def colab_cell():
+    """The first code cell of every chapter."""
+    return COLAB.format(**address()).rstrip()
+
+
+def chapters(names=()):
+    """Paths of the notebooks named by number or stem, or of all."""
+    paths = sorted(NBS.glob("*.ipynb"))
+    unknown = [name for name in names
+               if not any(is_named(p, name) for p in paths)]
+    if unknown:
+        stems = ", ".join(p.stem for p in paths)
+        sys.exit(f"CH={' '.join(unknown)} is no chapter; there are: {stems}")
+    return [p for p in paths
+            if not names or any(is_named(p, name) for name in names)]
+
+
+def is_named(path, name):
+    """Whether `name` is the stem of `path` or the number it starts with."""
+    return name in (path.stem, path.stem.split("_")[0])
+
+
+def code_cells(path):
+    """The code cells of a notebook."""
+    nb = nbformat.read(path, as_version=4)
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def title(path):
+    """The first heading of a notebook."""
+    nb = nbformat.read(path, as_version=4)
+    return nb.cells[0].source.splitlines()[0].lstrip("# ")
+
+
+def module_of(path):
+    """The module that a notebook writes, or None."""
+    for cell in code_cells(path):
+        if match := re.match(r"#\| default_exp (\S+)", cell.source):
+            return "lmcourse." + match[1]
+
+
+def imports(path):
+    """Names that a notebook imports outside of functions.
+
+    An import inside a function does not count: the compiled version of a
+    chapter's function comes after the chapter that explains it.
+    """
+    names = set()
+    for cell in code_cells(path):
+        source = re.sub(r"%pip .*", "pass", cell.source)
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {node.module}
+                names |= {f"{node.module}.{a.name}" for a in node.names}
+    return names
+
+
+def dependencies():
+    """For each chapter's stem, the stems of the chapters that it imports."""
+    paths = chapters()
+    written = {module_of(path): path.stem for path in paths}
+    written.pop(None, None)
+    return {path.stem: sorted({written[name] for name in imports(path)
+                               if name in written} - {path.stem})
+            for path in paths}
+
+
+def replace(path, text):
+    """Write `text` to a temporary name beside `path`, then rename it."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync():
+    """Bring notebook and text of each chapter to the newer of the two."""
+    paths = [*NBS.glob("*.ipynb"), *TEXT.glob("*.md")]
+    newest = {}
+    for path in sorted(paths, key=lambda p: p.stat().st_mtime):
+        newest[path.stem] = path
+    command = [sys.executable, "-m", "jupytext", "--quiet", "--sync"]
+    subprocess.run(command + sorted(map(str, newest.values())), cwd=ROOT,
+                   check=True)
+
+
+def export():
+    """Write the exported cells of all notebooks to `lmcourse/`."""
+    subprocess.run([BIN / "nbdev_export"], cwd=ROOT, check=True)
+
+
+def execute(path):
+    """Run one notebook in a fresh kernel; return the seconds it took."""
+    nb = nbformat.read(path, as_version=4)
+    client = NotebookClient(nb, timeout=900, kernel_name="python3",
+                            resources={"metadata": {"path": str(NBS)}})
+    start = time.perf_counter()
+    client.execute()
+    seconds = time.perf_counter() - start
+    for cell in nb.cells:
+        cell.metadata.pop("execution", None)
+    replace(path, nbformat.writes(nb) + "\n")
+    subprocess.run([BIN / "nbdev_clean", "--fname", path], cwd=ROOT,
+                   check=True)
+    return seconds
+
+
+def record(stem, seconds):
+    """Keep the measured run time, which the rendered page shows."""
+    runtimes = json.loads(RUNTIMES.read_text()) if RUNTIMES.exists() else {}
+    runtimes[stem] = round(seconds)
+    replace(RUNTIMES, json.dumps(runtimes, indent=1, sort_keys=True) + "\n")
+
+
+def run(names):
+    """Sync, export, execute, clean and sync again."""
+    os.environ["TQDM_DISABLE"] = "1"  # no progress bars in saved outputs
+    sync()
+    export()
+    for path in tqdm(chapters(names), desc="chapters", disable=False):
+        try:
+            record(path.stem, execute(path))
+        except CellExecutionError as error:
+            sys.exit(f"{error}\n{path.name} failed and is as it was.")
+    sync()
+
+
+def owner():
+    """Write the address into the Colab cells and into pyproject.toml."""
+    sync()
+    for path in chapters():
+        nb = nbformat.read(path, as_version=4)
+        first = next(c for c in nb.cells if c.cell_type == "code")
+        if first.source != colab_cell():
+            first.source = colab_cell()
+            replace(path, nbformat.writes(nb) + "\n")
+    sync()
+    project = ROOT / "pyproject.toml"
+    line = f'Source = "{address()["url"]}"'
+    replace(project, re.sub(r'^Source = ".*"$', line, project.read_text(),
+                            flags=re.MULTILINE))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["run", "sync", "owner"])
+    parser.add_argument("chapters", nargs="*")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.chapters)
+    elif arguments.command == "owner":
+        owner()
+    else:
+        sync()
+        export()
+
+
+if __name__ == "__main__":
+    main()
