@@ -26,7 +26,7 @@ def sources():
     return [(folder / f"{name}.py").read_text("utf-8") for name in names]
 
 
-def strings(n, seed):
+def strings(n, seed, specials=("<s>", "<unk>", "</s>", "<|endoftext|>")):
     """Random strings of all planes, marks, spaces, words and specials."""
     rng = random.Random(seed)
     words = " ".join(manual()[0][:5]).split()
@@ -40,7 +40,7 @@ def strings(n, seed):
         lambda: rng.choice([" ", "  ", "\n", "\t\t", "\u3000", "\xa0"]),
         lambda: chr(rng.randrange(1, 32)),
         lambda: str(rng.randrange(10 ** 6)),
-        lambda: rng.choice(["<s>", "<unk>", "</s>", "<|endoftext|>"]),
+        lambda: rng.choice(specials),
     ]
     for _ in range(n):
         some = rng.sample(pools, rng.randint(1, 4))

@@ -11,4 +11,11 @@ from lmcourse.tokenizers.wordpiece import (
 
 __all__ = ["BertNormalizer", "ByteBPE", "Characters", "Tokenizer", "Unigram",
            "WordPiece", "Words", "learn_bpe", "segment_bpe",
-           "segment_unigram", "segment_wordpiece"]
+           "load_tokenizer", "segment_unigram", "segment_wordpiece"]
+
+
+def load_tokenizer(path, **options):
+    """Open a tokenizer; see `lmcourse.tokenizers.files.load_tokenizer`."""
+    from lmcourse.tokenizers import files
+
+    return files.load_tokenizer(path, **options)

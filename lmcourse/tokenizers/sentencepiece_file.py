@@ -17,7 +17,11 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .base import Tokenizer, _split_out
+from lmcourse.tokenizers.base import (
+    Tokenizer,
+    _check_prefix_space,
+    _split_out,
+)
 from .bpe import _Memory
 from .unigram import BYTES, SPACE, Unigram, _spaced
 
@@ -194,7 +198,8 @@ class PieceBPE(Tokenizer):
             that take no part in it.
         normalizer: a function from text to text that is applied first, or
             None.
-        prefix_space: whether a space is put before each text.
+        prefix_space: whether a space is put before each text; one of
+            `PREFIX_SPACES`.
         byte_fallback: whether characters that are no pieces become bytes;
             they become `unk_token` otherwise.
         fuse_unk: whether a run of unknown characters is one `unk_token`.
@@ -209,13 +214,14 @@ class PieceBPE(Tokenizer):
     ranks: tuple | None = None
     user_defined: tuple = ()
     normalizer: object = None
-    prefix_space: bool = True
+    prefix_space: bool | str = True
     byte_fallback: bool = True
     fuse_unk: bool = True
     unused: tuple = ()
 
     def __post_init__(self):
         super().__post_init__()
+        _check_prefix_space(self.prefix_space)
         for name in ("merges", "ranks", "user_defined", "unused"):
             value = getattr(self, name)
             if value is not None:
@@ -274,9 +280,10 @@ class PieceBPE(Tokenizer):
     def _encode_plain(self, text):
         text = _spaced(text, self.normalizer, self.prefix_space)
         text, kept, ids = text.replace(" ", ""), self.user_defined, []
-        for part in _split_out(text, kept) if kept else [text]:
-            if part in kept:
-                ids.append(self.vocab[part])
+        kept = dict(zip(kept, kept, strict=True))
+        for _, part, token in _split_out(text, kept, {}):
+            if token is not None:
+                ids.append(self.vocab[token])
             else:
                 for word in self._pattern.findall(part):
                     ids += self._memory[word]
@@ -285,6 +292,7 @@ class PieceBPE(Tokenizer):
                    or ids[place - 1:place] != [i]]
         return ids
 
+    _normalize = Unigram._normalize
     _byte_of = Unigram._byte_of
     _decode_plain = Unigram._decode_plain
 
