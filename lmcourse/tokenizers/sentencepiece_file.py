@@ -8,6 +8,7 @@ __all__ = ['read_fields', 'write_fields', 'scored_merges', 'merge_pieces_loop', 
 import math
 import re
 import struct
+from array import array
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from heapq import heapify, heappop, heappush
@@ -150,19 +151,25 @@ def merge_pieces_loop(symbols, ranks):
         symbols[place:place + 2] = ["".join(symbols[place:place + 2])]
 
 
-def merge_pieces(symbols, ranks):
+def merge_pieces(symbols, ranks, *, splits=None):
     """The same as `merge_pieces_loop`, in time that grows as n log n.
 
     Args:
         symbols: a list of strings.
         ranks: the rank of each pair `(left, right)` that may merge.
+        splits: a dictionary that gets, for each string that could have been
+            merged, the pair it would have been made of, the latest met.
     """
     symbols, size = list(symbols), len(symbols)
-    before, after = list(range(-1, size - 1)), list(range(1, size + 1))
+    before = array("q", range(-1, size - 1))
+    after = array("q", range(1, size + 1))
     # a candidate is one number, so that rank and place compare in one step
     queue = [ranks[pair] * size + place
              for place, pair in enumerate(pairwise(symbols)) if pair in ranks]
     heapify(queue)
+    if splits is not None:
+        splits.update((left + right, (left, right)) for left, right
+                      in pairwise(symbols) if (left, right) in ranks)
     while queue:
         rank, place = divmod(heappop(queue), size)
         next_ = after[place]
@@ -175,10 +182,13 @@ def merge_pieces(symbols, ranks):
             before[after[place]] = place
         for left in (before[place], place):
             right = after[left] if left >= 0 else size
-            if right < size:
-                met = ranks.get((symbols[left], symbols[right]))
-                if met is not None:
-                    heappush(queue, met * size + left)
+            if right == size:
+                continue
+            pair = symbols[left], symbols[right]
+            if pair in ranks:
+                heappush(queue, ranks[pair] * size + left)
+                if splits is not None:
+                    splits["".join(pair)] = pair
     return [symbol for symbol in symbols if symbol is not None]
 
 # %% ../../nbs/16_sentencepiece_file.ipynb #0cedde22
@@ -203,7 +213,8 @@ class PieceBPE(Tokenizer):
         byte_fallback: whether characters that are no pieces become bytes;
             they become `unk_token` otherwise.
         fuse_unk: whether a run of unknown characters is one `unk_token`.
-        unused: pieces that have an id but are never written.
+        unused: pieces that are never written. They merge as others do, and
+            are taken apart in the end, as they were last seen together.
 
     Raises:
         ValueError: a piece or byte without an id; ranks that are not as
@@ -257,8 +268,9 @@ class PieceBPE(Tokenizer):
     @cached_property
     def _pattern(self):
         """What may be cut off before merging: words, or only all."""
-        crossing = any(not left.endswith(SPACE) and right.startswith(SPACE)
-                       for left, right in self.merges)
+        crossing = self.unused or any(
+            right.startswith(SPACE) and not left.endswith(SPACE)
+            for left, right in self.merges)
         return re.compile("(?s:.+)" if crossing
                           else f"{SPACE}*[^{SPACE}]+|{SPACE}+")
 
@@ -267,9 +279,13 @@ class PieceBPE(Tokenizer):
         return _Memory(self._word_ids)
 
     def _word_ids(self, word):
-        ids = []
-        for piece in merge_pieces(word, self._ranks):
-            if piece in self._writable:
+        ids, splits = [], {} if self.unused else None
+        todo = merge_pieces(word, self._ranks, splits=splits)[::-1]
+        while todo:
+            piece = todo.pop()
+            if self.unused and piece not in self._writable and piece in splits:
+                todo += splits[piece][::-1]
+            elif piece in self._writable:
                 ids.append(self._writable[piece])
             elif self.byte_fallback:
                 ids += [self.vocab[BYTES[byte]] for byte in piece.encode()]
@@ -293,7 +309,7 @@ class PieceBPE(Tokenizer):
         return ids
 
     _normalize = Unigram._normalize
-    _byte_of = Unigram._byte_of
+    _byte_of = Unigram._byte_of  # decoding is the same for both
     _decode_plain = Unigram._decode_plain
 
 # %% ../../nbs/16_sentencepiece_file.ipynb #994658ff
@@ -433,7 +449,7 @@ def compile_charsmap(rules):
         places[old.encode()] = len(strings)
         strings += new.encode() + b"\0"
     trie = _build_trie(places).tobytes()
-    return len(trie).to_bytes(4, "little") + trie + strings
+    return len(trie).to_bytes(4, "little") + trie + (strings or b"\0")
 
 
 def _build_trie(values):
@@ -697,16 +713,16 @@ def _common(pieces, trainer, rules):
 
 def _unigram(pieces, fields):
     scores = {piece: score for piece, score, kind in pieces if kind == _NORMAL}
-    top = max(0.0, *scores.values()) if scores else 0.0
     for piece, _, kind in pieces:
-        if kind == _USER_DEFINED:  # the score that sentencepiece gives it
-            scores[piece] = len(piece.encode()) * top - 0.1
+        if kind == _USER_DEFINED:  # above all that is a log-probability
+            scores[piece] = 0.1 * (len(piece.encode()) - 1)
     return Unigram(scores=scores, **fields)
 
 
 def _bpe(pieces, fields):
-    scores = {piece: score for piece, score, kind in pieces if kind == _NORMAL}
-    merges, ranks = scored_merges(scores)
+    merges, ranks = scored_merges({
+        piece: score for piece, score, kind in pieces
+        if kind in (_NORMAL, _UNUSED)})
     kinds = {kind: [piece for piece, _, k in pieces if k == kind]
              for kind in (_USER_DEFINED, _UNUSED)}
     return PieceBPE(merges=merges, ranks=ranks, unused=kinds[_UNUSED],
@@ -771,8 +787,10 @@ def _pieces(tokenizer, keep):
                          "and an unk_token")
     if isinstance(tokenizer, Unigram):
         scores, kept = tokenizer.scores, set(keep)
+        unused = tokenizer.vocab.keys() - scores.keys()
     else:
         scores, kept = _scores(tokenizer), set(tokenizer.user_defined)
+        unused = tokenizer.unused
     if not kept.issuperset(keep) or not kept <= tokenizer.vocab.keys():
         raise ValueError(f"normalizer.keep={keep}: must be pieces, and in a "
                          "PieceBPE user-defined ones")
@@ -785,7 +803,7 @@ def _pieces(tokenizer, keep):
         elif piece in kept:
             kind = _USER_DEFINED
         else:
-            kind = _NORMAL if piece in scores else _UNUSED
+            kind = _UNUSED if piece in unused else _NORMAL
         yield piece, float(scores.get(piece, 0)), kind
 
 
@@ -794,8 +812,7 @@ def _scores(tokenizer):
     ranks, scores = tokenizer._ranks, {}
     for (left, right), rank in ranks.items():
         scores[left + right] = max(-rank, scores.get(left + right, -rank))
-    others = {*tokenizer.user_defined, *tokenizer.unused,
-              *BYTES * tokenizer.byte_fallback}
+    others = {*tokenizer.user_defined, *BYTES * tokenizer.byte_fallback}
     lowest = min(scores.values(), default=0) - 1
     for piece in tokenizer.vocab:
         if piece not in others:
