@@ -23,6 +23,7 @@ from lmcourse.tokenizers import (
     Unigram,
     WordPiece,
     Words,
+    files,
     load_tokenizer,
 )
 from lmcourse.tokenizers.base import (
@@ -46,7 +47,10 @@ from lmcourse.tokenizers.files import (
 from lmcourse.tokenizers.sentencepiece_file import (
     Charsmap,
     PieceBPE,
+    PieceNormalizer,
     compile_charsmap,
+    read_sentencepiece,
+    write_sentencepiece,
 )
 from lmcourse.tokenizers.unigram import BYTES, SPACE
 from lmcourse.tokenizers.wordpiece import lower_letters, split_words
@@ -651,6 +655,16 @@ def test_steps_do_what_they_do_in_tokenizers(name):
         assert own(text) == peer.normalize_str(text)
 
 
+@pytest.mark.parametrize("pattern, text", [
+    ("^a", "a\na"), ("a$", "a\na"), (r"a\Z", "a\n"), (r"\h", "f"),
+    ("a{1,2}+", "aaaa"), ("[a&&b]", "ab&"), ("[a[b]]", "ab]")])
+def test_patterns_that_are_refused_mean_another_thing(pattern, text):
+    peer = normalizers.Replace(tokenizers.Regex(pattern), "_")
+    assert peer.normalize_str(text) != ReplaceAll(pattern, "_")(text)
+    with pytest.raises(ValueError, match="means another thing"):
+        files._check_pattern(pattern)
+
+
 def test_by_grapheme():
     rules = {"ﬁ": "fi", "e\u0301": "é", "\r": "_", "🙂": "smile"}
     own = ByGrapheme(Charsmap(compile_charsmap(rules)))
@@ -745,6 +759,10 @@ VARIANTS = {
     "normalized": (wordpiece_base, {
         "added_tokens": {"Foo": 9_000},
         "matching": {"Foo": Matching(normalized=True)}}),
+    "user_defined": (piece_base, {
+        "prefix_space": False, "user_defined": ("th", SPACE * 2, "e")}),
+    "collapse": (piece_base, {
+        "normalizer": PieceNormalizer(collapse=True)}),
     "normalized piece": (piece_base, {
         "added_tokens": {"Foo": 9_000}, "normalizer": lower_letters,
         "prefix_space": "missing",
@@ -861,10 +879,13 @@ def one_line(caught, *words):
      ["added_tokens['<tool>']=999", "from 500 on"]),
     (lambda: changed(unigram_base, special_tokens={"<unk>": 2_000}),
      ["id"]),
+    (lambda: changed(byte_base, pattern="^a|."), ["^ means another thing"]),
     (lambda: changed(piece_base, unused=("a",)), ["write_sentencepiece"]),
+    (lambda: changed(piece_base, user_defined=("th",)), ["prefix_space"]),
     (lambda: changed(piece_base, ranks=[0] * len(piece_base().merges)),
      ["rank"]),
-], ids=["function", "charsmap", "spelled", "far", "hole", "unused", "ranks"])
+], ids=["function", "charsmap", "spelled", "far", "hole", "ruby", "unused",
+        "defined", "ranks"])
 def test_what_cannot_be_saved(make, words, tmp_path):
     with pytest.raises(ValueError) as caught:
         make().save(tmp_path / "folder")
@@ -1011,3 +1032,142 @@ def test_no_change_of_a_file_is_ignored(name, tmp_path):
                 assert own.decode(ids).strip() == peer.decode(
                     ids, skip_special_tokens=False).strip(), (path, other)
     assert refused > 100 and opened
+
+
+def corrupt(folder, name):
+    """A folder with the files of a format, and the file to break in it."""
+    folder.mkdir()
+    if name == "vocab.json":
+        model = byte_model()
+        written(model["vocab"], folder, name)
+        (folder / "merges.txt").write_text("\n".join(model["merges"]))
+    elif name == "vocab.txt":
+        (folder / name).write_text("\n".join(words_vocabulary(False)))
+    elif name == "tokenizer.model":
+        write_sentencepiece(unigram_base(), folder / name)
+    elif name == "cl100k_base.tiktoken":
+        (folder / name).write_bytes(rank_file(trained().vocab))
+    else:
+        written(gpt2(), folder)
+    return folder / name
+
+
+FORMATS = ["tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model",
+           "cl100k_base.tiktoken"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_cut_short_or_garbled(name, tmp_path):
+    """Nothing but a ValueError in one line that names the file."""
+    file = corrupt(tmp_path / "folder", name)
+    assert load_tokenizer(file).encode("the") == load_tokenizer(
+        file.parent).encode("the")
+    whole, rng, failed = file.read_bytes(), random.Random(0), 0
+    broken = [whole[:len(whole) * k // 12] for k in range(12)]
+    for _ in range(30):
+        at = rng.randrange(len(whole))
+        broken.append(whole[:at] + bytes([rng.randrange(256)])
+                      + whole[at + 1:])
+    broken += [b"\xff" + whole, rng.randbytes(300), b"[]", b"{}", b"7"]
+    for data in broken:
+        file.write_bytes(data)
+        try:
+            load_tokenizer(file)
+        except ValueError as error:
+            failed += 1
+            assert "\n" not in str(error) and str(file) in str(error)
+    assert failed >= (8 if name == "vocab.txt" else 12)
+
+
+@pytest.mark.parametrize("name, data, words", [
+    ("vocab.txt", "a\n[UNK]\na\n", ["line 3", "'a'", "line 1"]),
+    ("vocab.txt", "a\nb\n", ["no line [UNK]"]),
+    ("x.tiktoken", "YQ== 0\nYQ== 1\n", ["line 2", "there already"]),
+    ("x.tiktoken", "YQ== 0\nYg== 0\n", ["line 2", "there already"]),
+    ("x.tiktoken", "YQ== 0\nYg==\n", ["line 2", "base64"]),
+    ("x.tiktoken", "YQ== 0\nYg== 99999999\n", ["line 2", "16777216"]),
+    ("x.tiktoken", "YQ== 0\n", ["lacks the byte"]),
+    ("tokenizer.json", "{" * 100_000, ["is not JSON"]),
+    ("tokenizer.json", "[" * 100_000, ["nests so deeply"]),
+    ("tokenizer.json", '{"a": 1, "a": 2}', ["'a' is there twice"]),
+    ("tokenizer.json", '{"a": NaN}', ["NaN"]),
+    ("tokenizer.json", '"text"', ["must be an object"]),
+    ("strange.bin", "x", ["must be a .json, .model, .txt or .tiktoken"]),
+])
+def test_faults_of_files(name, data, words, tmp_path):
+    (tmp_path / name).write_text(data)
+    with pytest.raises(ValueError) as caught:
+        load_tokenizer(tmp_path / name)
+    one_line(caught, tmp_path / name, *words)
+
+
+@pytest.mark.parametrize("merges, words", [
+    ("t h\nth qqq\n", ["line 2 of merges.txt", "th qqq"]),
+    ("t h e\n", ["line 1 of merges.txt"]),
+    ("#version: 0.2\nzz\n", ["line 2 of merges.txt"]),
+])
+def test_faults_of_merges(merges, words, tmp_path):
+    written({**byte_model()["vocab"]}, tmp_path, "vocab.json")
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(ValueError) as caught:
+        load_tokenizer(tmp_path)
+    one_line(caught, tmp_path / "vocab.json", *words)
+
+
+def test_faults_of_fields(tmp_path):
+    """Some of the changes above, with what is said about them."""
+    def attempt(data, *words):
+        with pytest.raises(ValueError) as caught:
+            load_tokenizer(written(data, tmp_path))
+        one_line(caught, tmp_path / "tokenizer.json", *words)
+
+    data = gpt2()
+    attempt(mutated(data, ("truncation",), {"max_length": 5}), "truncation=")
+    attempt(mutated(data, ("model", "dropout"), 0.1), "model.dropout=0.1")
+    attempt(mutated(data, ("model", "merges", 0), "a zz"), "merges[0]='a zz'")
+    attempt(mutated(data, ("model", "vocab", "e"), 0), "has this id already")
+    attempt(mutated(data, ("model", "vocab", "e"), 1 << 24), "vocab['e']")
+    attempt(mutated(data, ("decoder",), None), "decoder")
+    attempt(mutated(data, ("added_tokens", 0, "speed"), 1), "speed")
+    attempt(mutated(llama3(), (
+        "pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"), "(a"),
+        "'(a': does not compile")
+    attempt(mutated(llama3(), (
+        "pre_tokenizer", "pretokenizers", 0, "behavior"), "Removed"),
+        "pretokenizers[0].behavior='Removed'")
+    attempt(mutated(albert(), ("normalizer", "normalizers", 6, "pattern"),
+                    {"Regex": "(a"}), "normalizers[6]", "does not compile")
+    for pattern, part in [("^a", "^"), ("a$", "$"), (r"a\Z", r"\Z"),
+                          ("(?m:a)", "(?m"), ("a{2}+", "}+"), ("[a[b]]", "["),
+                          ("[a&&b]", "&&"), (r"\h", r"\h")]:
+        attempt(mutated(albert(), ("normalizer", "normalizers", 6, "pattern"),
+                        {"Regex": pattern}), f": {part} means another thing")
+    attempt(mutated(t5(), ("model", "vocab", 7), ["x", "y"]), "vocab[7]")
+    attempt(mutated(t5(), ("model", "vocab", 7), ["<pad>", 1.0]), "vocab[7]")
+    attempt(mutated(bert(), ("model", "unk_token"), "the"), "unk_token='the'")
+
+
+def test_faults_of_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="looked for tokenizer.json"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        load_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "vocab.txt").write_text("[UNK]\na\n")
+    assert load_tokenizer(tmp_path).encode("a") == [1]
+    with pytest.raises(TypeError, match="pattern: .*takes no options"):
+        load_tokenizer(tmp_path, pattern="a")
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match="vocab.json and vocab.txt; give"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(FileNotFoundError, match="needs merges.txt beside"):
+        load_tokenizer(tmp_path / "vocab.json")
+    byte_base().save(tmp_path)  # which says everything
+    assert isinstance(load_tokenizer(tmp_path), ByteBPE)
+
+
+def test_a_sentencepiece_file(tmp_path):
+    write_sentencepiece(unigram_base(), tmp_path / "spiece.model")
+    own = load_tokenizer(tmp_path)
+    assert own == read_sentencepiece(tmp_path / "spiece.model")
+    own.save(tmp_path / "json")
+    same_ids(own, load_tokenizer(tmp_path / "json"), many()[:2_000])

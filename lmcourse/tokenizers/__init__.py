@@ -2,6 +2,7 @@
 
 from lmcourse.tokenizers.base import Characters, Tokenizer, Words
 from lmcourse.tokenizers.bpe import ByteBPE, learn_bpe, segment_bpe
+from lmcourse.tokenizers.files import load_tokenizer
 from lmcourse.tokenizers.unigram import Unigram, segment_unigram
 from lmcourse.tokenizers.wordpiece import (
     BertNormalizer,
@@ -12,10 +13,3 @@ from lmcourse.tokenizers.wordpiece import (
 __all__ = ["BertNormalizer", "ByteBPE", "Characters", "Tokenizer", "Unigram",
            "WordPiece", "Words", "learn_bpe", "segment_bpe",
            "load_tokenizer", "segment_unigram", "segment_wordpiece"]
-
-
-def load_tokenizer(path, **options):
-    """Open a tokenizer; see `lmcourse.tokenizers.files.load_tokenizer`."""
-    from lmcourse.tokenizers import files
-
-    return files.load_tokenizer(path, **options)

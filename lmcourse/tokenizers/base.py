@@ -138,8 +138,8 @@ def _check_ids(vocab, special_tokens, added_tokens):
     owner = {}
     named = [("vocab", vocab), ("special_tokens", special_tokens), (
         "added_tokens", {token: i for token, i in added_tokens.items()
-                         if i not in (vocab.get(token, -1),
-                                      vocab.get(token.encode(), -1))})]
+                         if i not in (vocab.get(token),
+                                      vocab.get(token.encode()))})]
     for name, tokens in named:
         for token, i in tokens.items():
             if type(i) is not int or i < 0:

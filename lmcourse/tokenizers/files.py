@@ -282,18 +282,46 @@ class _Object:
             raise ValueError(f"{self.place(name)}={value!r:.60}: is not "
                              "supported")
 
-# %% ../../nbs/17_tokenizer_files.ipynb #da8ff49a
-def _replacement(found):
-    new, pattern = found.take("content", str), found.object("pattern")
+# %% ../../nbs/17_tokenizer_files.ipynb #bd2c7e27
+_PARTS = regex.compile(
+    r"\\[pPxu]\{[^}]*\}|\\.|\(\?(?:i:|<[=!]|.)|\[:\^?\w+:\]|\}\+|&&|.",
+    regex.DOTALL)
+_ALIKE = ("(?:", "(?=", "(?!", "(?>", "(?i:", "(?<=", "(?<!")
+
+
+def _check_pattern(pattern):
+    """Refuse what two libraries understand in two ways."""
+    in_set = False
+    for part in _PARTS.findall(pattern):
+        if (part in ("\\Z", "\\z", "\\h", "\\H", "\\G")
+                or part in (("[", "&&") if in_set else ("^", "$", "}+"))
+                or not in_set and part[:2] == "(?" and part not in _ALIKE):
+            raise ValueError(f"pattern={pattern!r:.60}: {part} means another "
+                             "thing to the tokenizers library than here")
+        in_set = part != "]" if in_set else part == "["
+
+
+def _pattern(found):
+    """What to look for: text as it is, or a regular expression."""
+    pattern = found.object("pattern")
     kind = "String" if "String" in pattern.left else "Regex"
     text = pattern.take(kind, str)
     pattern.end()
     if not text:
         raise found.wrong("pattern", {kind: text}, "not empty")
     try:
-        return (Replace if kind == "String" else ReplaceAll)(text, new)
+        if kind == "Regex":
+            _check_pattern(text)
+            _regular(text)
     except ValueError as error:
         raise ValueError(f"{found.where}: {error}") from None
+    return kind, text
+
+# %% ../../nbs/17_tokenizer_files.ipynb #da8ff49a
+def _replacement(found):
+    kind, text = _pattern(found)
+    new = found.take("content", str)
+    return (Replace if kind == "String" else ReplaceAll)(text, new)
 
 
 def _bert_normalizer(found):
@@ -342,7 +370,7 @@ def _flat(normalizer):
     if isinstance(normalizer, PieceNormalizer) and not normalizer.charsmap \
             and not normalizer.keep:
         return [ReplaceAll("  +", " "), ReplaceAll(
-            rf"\A +|[ {SPACE}]+\Z", "")] * normalizer.collapse
+            rf"\A +|[ {SPACE}]+(?![\s\S])", "")] * normalizer.collapse
     if isinstance(normalizer, Steps):
         return [step for inner in normalizer.steps for step in _flat(inner)]
     return [normalizer]
@@ -583,9 +611,8 @@ def _spaces(normalizer, before):
 def _gemma_split(found):
     """Gemma splits at spaces when there are none any more."""
     found.take("type", str)
-    pattern = found.object("pattern")
-    pattern.fixed("String", " ")
-    pattern.end()
+    if _pattern(found) != ("String", " "):
+        raise ValueError(f"{found.where}.pattern: must be a space")
     found.fixed("behavior", "MergedWithPrevious")
     found.fixed("invert", False)
     found.end()
@@ -630,10 +657,8 @@ def _check_steps(steps):
         kind = step.take("type", str)
         for name, value in fixed[kind].items():
             step.fixed(name, value)
-        if kind == "Replace":
-            pattern = step.object("pattern")
-            pattern.fixed("String", SPACE)
-            pattern.end()
+        if kind == "Replace" and _pattern(step) != ("String", SPACE):
+            raise ValueError(f"{step.where}.pattern: must be {SPACE}")
         step.end()
 
 
@@ -767,10 +792,7 @@ def _space_before(found):
 def _split_pattern(found, behavior, invert):
     """The regular expression of a Split."""
     found.take("type", str)
-    pattern = found.object("pattern")
-    kind = "String" if "String" in pattern.left else "Regex"
-    text = pattern.take(kind, str)
-    pattern.end()
+    kind, text = _pattern(found)
     found.fixed("behavior", behavior)
     found.fixed("invert", invert)
     found.end()
@@ -1176,9 +1198,12 @@ def save_tokenizer(tokenizer, folder):
 
 
 def _write_added(tokenizer):
+    defined = {piece: tokenizer.vocab[piece] for piece
+               in getattr(tokenizer, "user_defined", ())}
     entries = []
-    for token, i in tokenizer._spelled_ids.items():
-        how = tokenizer.matching.get(token, Matching())
+    for token, i in {**defined, **tokenizer._spelled_ids}.items():
+        how = tokenizer.matching.get(
+            token, Matching(normalized=token in defined))
         entries.append({"id": i, "content": token, **how._asdict(),
                         "special": token in tokenizer.special_tokens})
     return sorted(entries, key=lambda entry: entry["id"])
@@ -1216,6 +1241,8 @@ def _write_normalizer(step):
     if isinstance(step, (Replace, ReplaceAll)):
         kind, text = (("String", step.old) if isinstance(step, Replace)
                       else ("Regex", step.pattern))
+        if kind == "Regex":
+            _check_pattern(text)
         return {"type": "Replace", "pattern": {kind: text},
                 "content": step.new}
     if isinstance(step, Prepend):
@@ -1249,6 +1276,7 @@ def _write_normalizers(steps):
 
 
 def _split(pattern, behavior="Isolated", invert=False):
+    _check_pattern(pattern)
     return {"type": "Split", "pattern": {"Regex": pattern},
             "behavior": behavior, "invert": invert}
 
@@ -1343,10 +1371,10 @@ def _write_spaces(tokenizer):
 
 
 def _write_piece_bpe(tokenizer):
-    if tokenizer.unused or tokenizer.user_defined:
-        raise ValueError("tokenizer: has unused or user-defined pieces, which"
-                         " a tokenizer.json cannot tell; write_sentencepiece "
-                         "keeps them")
+    if tokenizer.unused or tokenizer.user_defined and tokenizer.prefix_space:
+        raise ValueError("tokenizer: has unused pieces, or user-defined ones "
+                         "and a prefix_space, which a tokenizer.json cannot "
+                         "tell; write_sentencepiece keeps them")
     ranks = tokenizer.ranks or range(len(tokenizer.merges))
     made = {}
     for (left, right), rank in zip(tokenizer.merges, ranks, strict=True):
