@@ -24,6 +24,7 @@ from .unigram import BYTES, SPACE, Unigram, _spaced
 
 # %% ../../nbs/16_sentencepiece_file.ipynb #0c77cdcf
 _VARINT, _FIXED64, _CHUNK, _FIXED32 = 0, 1, 2, 5
+_SIZES = {_FIXED64: 8, _FIXED32: 4}
 
 
 def read_fields(data):
@@ -45,9 +46,10 @@ def read_fields(data):
         number, kind = key >> 3, key & 7
         if not number or kind not in (_VARINT, _FIXED64, _CHUNK, _FIXED32):
             raise ValueError(f"byte {place - 1}: {key} begins no field")
-        size, place = (_read_varint(data, place) if kind in (_VARINT, _CHUNK)
-                       else (8 if kind == _FIXED64 else 4, place))
-        if kind == _VARINT:
+        size = _SIZES.get(kind)
+        if size is None:
+            size, place = _read_varint(data, place)
+        if kind == _VARINT:  # then this was the value
             fields.append((number, kind, size))
             continue
         if size > len(data) - place:
@@ -75,8 +77,11 @@ def write_fields(fields):
         fields: pairs `(number, value)`. Integers and truth values become
             varints, floats four bytes, strings and bytes a chunk.
     """
-    return b"".join(_varint(number << 3 | kind) + rest for number, value
-                    in fields for kind, rest in [_typed(value)])
+    parts = []
+    for number, value in fields:
+        kind, rest = _typed(value)
+        parts += [_varint(number << 3 | kind), rest]
+    return b"".join(parts)
 
 
 def _typed(value):
@@ -477,14 +482,23 @@ class PieceNormalizer:
     Args:
         charsmap: a `Charsmap`, or None.
         keep: strings that are passed through as they are (user-defined
-            symbols), the longest first.
+            symbols); where several begin, the longest.
         collapse: whether of several spaces one is left, and none at both
             ends (`remove_extra_whitespaces`).
+
+    Raises:
+        TypeError: one string for `keep`.
     """
 
     charsmap: Charsmap | None = None
     keep: tuple = ()
     collapse: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.keep, str):
+            raise TypeError(f"keep={self.keep!r}: must be several strings, "
+                            "not one")
+        object.__setattr__(self, "keep", tuple(self.keep))
 
     def __call__(self, text):
         """The text as it will be cut, its spaces still spaces."""
@@ -578,6 +592,7 @@ def _message(data, schema, where):
 
 # %% ../../nbs/16_sentencepiece_file.ipynb #a93aa603
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_LONGEST = 8_000  # as in sentencepiece: the cuts of a piece take time
 
 
 def read_sentencepiece(path):
@@ -650,9 +665,9 @@ def _piece(number, data):
              in _message(data, _PIECE, where).items()}
     piece, score, kind = (found.get("piece", ""), found.get("score", 0.0),
                           found.get("type", _NORMAL))
-    if not piece or "\0" in piece:
-        raise ValueError(f"{where}.piece={piece!r}: must not be empty, nor "
-                         "hold U+0000")
+    if not piece or "\0" in piece or len(piece.encode()) >= _LONGEST:
+        raise ValueError(f"{where}.piece={piece!r:.40}: must not be empty, "
+                         f"have {_LONGEST} bytes or more, or hold U+0000")
     if not math.isfinite(score):
         raise ValueError(f"{where}.score={score}: must be a finite number")
     if not _NORMAL <= kind <= _BYTE:
