@@ -396,7 +396,7 @@ def test_parameters_do_something(trained):
     (build(PIECES, trainer=[(3, 3)]), "trainer_spec.model_type=3"),
     (build(PIECES, trainer=[(3, 2.0)]), "model_type: has wire type 5"),
     (build(PIECES, trainer=[(24, True)]), "treat_whitespace_as_suffix=True"),
-    (build(PIECES, trainer=[(35, True)]), "no piece <0x00> of type byte"),
+    (build(PIECES, trainer=[(35, True)]), "of type byte, look at '<0x00>'"),
     (build(PIECES, rules=[(5, False)]), "escape_whitespaces=False"),
     (build(PIECES, rules=[(1, b"\xff")]), "must be UTF-8"),
     (build(PIECES, rules=[(2, b"abc")]), "charsmap: 3 bytes"),
@@ -410,9 +410,9 @@ def test_parameters_do_something(trained):
     (build([*PIECES, ("e" * 8_000, 0.0, NORMAL)]), "8000 bytes or more"),
     (build([*PIECES, ("e", float("nan"), NORMAL)]), "pieces[8].score=nan"),
     (build([*PIECES, ("e", 0.0, 7)]), "pieces[8].type=7"),
-    (build([*PIECES, ("<0x41>", 0.0, BYTE)]), "pieces[8]='<0x41>'"),
+    (build([*PIECES, ("<0x41>", 0.0, BYTE)]), "byte_fallback=False: must fit"),
     (build([*PIECES, ("<0x4>", 0.0, BYTE)], trainer=[(35, True)]),
-     "pieces[8]='<0x4>'"),
+     "byte_fallback=True: must fit"),
     (build(PIECES[:3], trainer=[(3, 1)]), "vocab={}"),
 ])
 def test_faults_of_files(tmp_path, data, message):
