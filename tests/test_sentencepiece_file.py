@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import os
 import pickle
 import random
 import time
@@ -29,6 +30,7 @@ from lmcourse.tokenizers.sentencepiece_file import (
 from lmcourse.tokenizers.unigram import SPACE, Unigram
 from lmcourse.world import documents
 
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 DEFINED = ["<sep>", "def", "\u0301", "  ", "1"]
 SETTINGS = {
@@ -286,6 +288,25 @@ def test_a_list_of_merges_encodes_as_the_scores(trained):
         assert listed.encode(text) == own.encode(text)
 
 
+@pytest.mark.parametrize("fallback, fuse", [(True, True), (False, True),
+                                            (False, False)])
+def test_parity_with_tokenizers(trained, fallback, fuse):
+    """The file of Llama 2 as a `tokenizer.json` has it."""
+    _, own, _ = trained("bpe", "llama")
+    own = dataclasses.replace(own, ranks=None, byte_fallback=fallback,
+                              fuse_unk=fuse)
+    other = tokenizers.Tokenizer(tokenizers.models.BPE(
+        vocab={**own.vocab, **own.special_tokens}, merges=[*own.merges],
+        unk_token="<unk>", fuse_unk=fuse, byte_fallback=fallback))
+    other.normalizer = tokenizers.normalizers.Sequence([
+        tokenizers.normalizers.Prepend(SPACE),
+        tokenizers.normalizers.Replace(" ", SPACE)])
+    some = [*texts(6_000, 11), *manual()[1], *sources()]
+    found = other.encode_batch_fast(some, add_special_tokens=False)
+    for text, expected in zip(some, found, strict=True):
+        assert own.encode(text) == expected.ids, text
+
+
 def test_words_are_cut_off_only_where_no_merge_crosses(trained):
     _, own, _ = trained("bpe", "llama")
     assert own._pattern.findall("▁▁a▁b") == ["▁▁a", "▁b"]
@@ -375,7 +396,7 @@ def test_parameters_do_something(trained):
     (build(PIECES, trainer=[(3, 3)]), "trainer_spec.model_type=3"),
     (build(PIECES, trainer=[(3, 2.0)]), "model_type: has wire type 5"),
     (build(PIECES, trainer=[(24, True)]), "treat_whitespace_as_suffix=True"),
-    (build(PIECES, trainer=[(35, True)]), "no piece <0x00> of type byte"),
+    (build(PIECES, trainer=[(35, True)]), "of type byte, look at '<0x00>'"),
     (build(PIECES, rules=[(5, False)]), "escape_whitespaces=False"),
     (build(PIECES, rules=[(1, b"\xff")]), "must be UTF-8"),
     (build(PIECES, rules=[(2, b"abc")]), "charsmap: 3 bytes"),
@@ -386,11 +407,12 @@ def test_parameters_do_something(trained):
     (build([*PIECES, ("a", 0.0, NORMAL)]), "pieces[8]='a': is there twice"),
     (build([*PIECES, ("", 0.0, NORMAL)]), "pieces[8].piece=''"),
     (build([*PIECES, ("e\0", 0.0, NORMAL)]), "pieces[8].piece='e\\x00'"),
+    (build([*PIECES, ("e" * 8_000, 0.0, NORMAL)]), "8000 bytes or more"),
     (build([*PIECES, ("e", float("nan"), NORMAL)]), "pieces[8].score=nan"),
     (build([*PIECES, ("e", 0.0, 7)]), "pieces[8].type=7"),
-    (build([*PIECES, ("<0x41>", 0.0, BYTE)]), "pieces[8]='<0x41>'"),
+    (build([*PIECES, ("<0x41>", 0.0, BYTE)]), "byte_fallback=False: must fit"),
     (build([*PIECES, ("<0x4>", 0.0, BYTE)], trainer=[(35, True)]),
-     "pieces[8]='<0x4>'"),
+     "byte_fallback=True: must fit"),
     (build(PIECES[:3], trainer=[(3, 1)]), "vocab={}"),
 ])
 def test_faults_of_files(tmp_path, data, message):
@@ -505,6 +527,9 @@ def test_other_faults(tmp_path):
         read_sentencepiece(tmp_path / "none.model")
     with pytest.raises(TypeError, match="blob='text': must be bytes"):
         Charsmap("text")
+    with pytest.raises(TypeError, match="keep='ab': must be several"):
+        PieceNormalizer(keep="ab")
+    assert PieceNormalizer(keep=["a", "ab"])("ab") == "ab"
     for rules in ({"": "a"}, {"a": "\0"}, {"a\0": "b"}):
         with pytest.raises(ValueError, match="must not be empty"):
             compile_charsmap(rules)

@@ -158,6 +158,7 @@ def test_normalized_tokens_stand_in_the_normalized_text():
     ({"added_tokens": {"ab": -1}}, "added_tokens['ab']=-1"),
     ({"added_tokens": {"[UNK]": 90}}, "'[UNK]' appears twice"),
     ({"added_tokens": {"": 90}}, "not an empty one"),
+    ({"added_tokens": {5: 90}}, "5 must be a string"),
     ({"matching": {"ab": Matching()}}, "matching['ab']"),
 ])
 def test_faults_of_added_tokens(fields, words):

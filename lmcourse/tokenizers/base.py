@@ -135,23 +135,22 @@ def _rebuild(cls, state):
 
 def _check_ids(vocab, special_tokens, added_tokens):
     """No id may be negative, or mean two things."""
+    _check_special([*special_tokens, *added_tokens])
     owner = {}
-    named = [("vocab", vocab), ("special_tokens", special_tokens), (
-        "added_tokens", {token: i for token, i in added_tokens.items()
-                         if i not in (vocab.get(token),
-                                      vocab.get(token.encode()))})]
-    for name, tokens in named:
+    for name, tokens in [("vocab", vocab), ("special_tokens", special_tokens),
+                         ("added_tokens", added_tokens)]:
         for token, i in tokens.items():
             if type(i) is not int or i < 0:
                 raise ValueError(f"{name}[{token!r}]={i!r}: an id must be an "
                                  "integer, 0 or larger")
-            if i in owner:
+            if i in owner and not (
+                    tokens is added_tokens  # which may be in `vocab` as well
+                    and owner[i] in (token, token.encode())):
                 raise ValueError(f"{name}[{token!r}]={i}: {owner[i]!r} has "
                                  "this id already")
             owner[i] = token
     if not vocab:
         raise ValueError("vocab={}: must hold at least one token")
-    _check_special([*special_tokens, *added_tokens])
 
 
 def _check_special(tokens):

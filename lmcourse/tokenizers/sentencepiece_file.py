@@ -28,6 +28,7 @@ from .unigram import BYTES, SPACE, Unigram, _spaced
 
 # %% ../../nbs/16_sentencepiece_file.ipynb #0c77cdcf
 _VARINT, _FIXED64, _CHUNK, _FIXED32 = 0, 1, 2, 5
+_SIZES = {_FIXED64: 8, _FIXED32: 4}
 
 
 def read_fields(data):
@@ -49,9 +50,10 @@ def read_fields(data):
         number, kind = key >> 3, key & 7
         if not number or kind not in (_VARINT, _FIXED64, _CHUNK, _FIXED32):
             raise ValueError(f"byte {place - 1}: {key} begins no field")
-        size, place = (_read_varint(data, place) if kind in (_VARINT, _CHUNK)
-                       else (8 if kind == _FIXED64 else 4, place))
-        if kind == _VARINT:
+        size = _SIZES.get(kind)
+        if size is None:
+            size, place = _read_varint(data, place)
+        if kind == _VARINT:  # then this was the value
             fields.append((number, kind, size))
             continue
         if size > len(data) - place:
@@ -79,8 +81,11 @@ def write_fields(fields):
         fields: pairs `(number, value)`. Integers and truth values become
             varints, floats four bytes, strings and bytes a chunk.
     """
-    return b"".join(_varint(number << 3 | kind) + rest for number, value
-                    in fields for kind, rest in [_typed(value)])
+    parts = []
+    for number, value in fields:
+        kind, rest = _typed(value)
+        parts += [_varint(number << 3 | kind), rest]
+    return b"".join(parts)
 
 
 def _typed(value):
@@ -260,6 +265,10 @@ class PieceBPE(Tokenizer):
         return dict(zip(self.merges, ranks, strict=True))
 
     @cached_property
+    def _kept(self):
+        return frozenset(self.user_defined)
+
+    @cached_property
     def _writable(self):
         unused = set(self.unused)
         return {piece: i for piece, i in self.vocab.items()
@@ -295,7 +304,7 @@ class PieceBPE(Tokenizer):
 
     def _encode_plain(self, text):
         text = _spaced(text, self.normalizer, self.prefix_space)
-        text, kept, ids = text.replace(" ", ""), self.user_defined, []
+        text, kept, ids = text.replace(" ", ""), self._kept, []
         kept = dict(zip(kept, kept, strict=True))
         for _, part, token in _split_out(text, kept, {}):
             if token is not None:
@@ -336,7 +345,7 @@ class Charsmap:
     def __post_init__(self):
         if not isinstance(self.blob, bytes):
             raise TypeError(f"blob={self.blob!r:.40}: must be bytes")
-        self.rules  # noqa: B018  (a broken trie is told at once)
+        _read_charsmap(self.blob)  # to tell at once if it is broken
 
     def __reduce__(self):
         return type(self), (self.blob,)
@@ -359,10 +368,6 @@ class Charsmap:
     def _longest(self):
         return max(map(len, self.rules), default=1)
 
-    def is_simple(self, text):
-        """Whether in this text characters are replaced one by one."""
-        return self._inner.isdisjoint(text)
-
     def at(self, text, start):
         """What begins here: where it stops, and what replaces it."""
         for stop in range(min(start + self._longest, len(text)), start, -1):
@@ -372,7 +377,7 @@ class Charsmap:
 
     def __call__(self, text):
         """The text with all replacements made."""
-        if self.is_simple(text):
+        if self._inner.isdisjoint(text):  # then one by one will do
             return text.translate(self._table)
         parts, place = [], 0
         while place < len(text):
@@ -381,7 +386,7 @@ class Charsmap:
         return "".join(parts)
 
 # %% ../../nbs/16_sentencepiece_file.ipynb #a524e7ca
-@lru_cache(maxsize=8)  # most files hold one of five
+@lru_cache(maxsize=8)  # most files hold one of four
 def _read_charsmap(blob):
     """The rules of a compiled normalizer."""
     size = int.from_bytes(blob[:4], "little")
@@ -473,9 +478,9 @@ def _build_trie(values):
         top = max(top, first | 255)
     if top >= 1 << 21:
         raise ValueError(f"rules: {len(values)} are too many")
-    array = np.full((max(units) | 255) + 1, 1 << 31, "<u4")
-    array[list(units)] = list(units.values())
-    return array
+    trie = np.full((max(units) | 255) + 1, 1 << 31, "<u4")
+    trie[list(units)] = list(units.values())
+    return trie
 
 # %% ../../nbs/16_sentencepiece_file.ipynb #aca2e6df
 @dataclass(frozen=True)
@@ -485,14 +490,23 @@ class PieceNormalizer:
     Args:
         charsmap: a `Charsmap`, or None.
         keep: strings that are passed through as they are (user-defined
-            symbols), the longest first.
+            symbols); where several begin, the longest.
         collapse: whether of several spaces one is left, and none at both
             ends (`remove_extra_whitespaces`).
+
+    Raises:
+        TypeError: one string for `keep`.
     """
 
     charsmap: Charsmap | None = None
     keep: tuple = ()
     collapse: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.keep, str):
+            raise TypeError(f"keep={self.keep!r}: must be several strings, "
+                            "not one")
+        object.__setattr__(self, "keep", tuple(self.keep))
 
     def __call__(self, text):
         """The text as it will be cut, its spaces still spaces."""
@@ -540,27 +554,29 @@ class PieceNormalizer:
         return re.compile("|".join(odd), re.DOTALL)
 
 # %% ../../nbs/16_sentencepiece_file.ipynb #95c1f3e0
-_TEXT, _BYTES, _INTEGER, _FLAG, _FLOAT, _ANY = (
+_AS_TEXT, _AS_BYTES, _AS_NUMBER, _AS_FLAG, _AS_FLOAT, _AS_NOTE = (
     (_CHUNK, bytes.decode), (_CHUNK, bytes),
     (_VARINT, lambda value: value - 2 ** 64 * (value >> 63)),
     (_VARINT, bool), (_FIXED32, lambda value: struct.unpack("<f", value)[0]),
-    (None, lambda value: None))
-_MODEL = {1: ("pieces", _BYTES), 2: ("trainer_spec", _BYTES),
-          3: ("normalizer_spec", _BYTES), 4: ("self_test_data", _ANY),
-          5: ("denormalizer_spec", _BYTES)}
-_PIECE = {1: ("piece", _TEXT), 2: ("score", _FLOAT), 3: ("type", _INTEGER)}
-_NORMALIZER = {1: ("name", _TEXT), 2: ("precompiled_charsmap", _BYTES),
-               3: ("add_dummy_prefix", _FLAG),
-               4: ("remove_extra_whitespaces", _FLAG),
-               5: ("escape_whitespaces", _FLAG),
-               6: ("normalization_rule_tsv", _ANY)}
-_TRAINER = {number: (f"field {number}", _ANY) for number in (
-    *range(1, 8), *range(10, 24), 25, 26, *range(30, 35), 36, 40, 43, 44,
-    45, 48, *range(49, 56))} | {
-        3: ("model_type", _INTEGER), 35: ("byte_fallback", _FLAG),
-        24: ("treat_whitespace_as_suffix", _FLAG), 41: ("bos_id", _INTEGER),
-        42: ("eos_id", _INTEGER),
-        46: ("bos_piece", _TEXT), 47: ("eos_piece", _TEXT)}
+    (None, lambda value: None))  # a note: of any type, and nothing hangs on it
+_MODEL = {
+    1: ("pieces", _AS_BYTES), 2: ("trainer_spec", _AS_BYTES),
+    3: ("normalizer_spec", _AS_BYTES), 4: ("self_test_data", _AS_NOTE),
+    5: ("denormalizer_spec", _AS_BYTES)}
+_PIECE = {1: ("piece", _AS_TEXT), 2: ("score", _AS_FLOAT),
+          3: ("type", _AS_NUMBER)}
+_NORMALIZER = {
+    1: ("name", _AS_TEXT), 2: ("precompiled_charsmap", _AS_BYTES),
+    3: ("add_dummy_prefix", _AS_FLAG),
+    4: ("remove_extra_whitespaces", _AS_FLAG),
+    5: ("escape_whitespaces", _AS_FLAG),
+    6: ("normalization_rule_tsv", _AS_NOTE)}
+_TRAINER = {number: ("notes", _AS_NOTE) for number in (
+    *range(1, 8), *range(10, 27), *range(30, 37), *range(40, 56))} | {
+    3: ("model_type", _AS_NUMBER), 35: ("byte_fallback", _AS_FLAG),
+    24: ("treat_whitespace_as_suffix", _AS_FLAG),
+    41: ("bos_id", _AS_NUMBER), 42: ("eos_id", _AS_NUMBER),
+    46: ("bos_piece", _AS_TEXT), 47: ("eos_piece", _AS_TEXT)}
 
 
 def _message(data, schema, where):
@@ -586,6 +602,7 @@ def _message(data, schema, where):
 
 # %% ../../nbs/16_sentencepiece_file.ipynb #a93aa603
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_LONGEST = 8_000  # as in sentencepiece: the cuts of a piece take time
 
 
 def read_sentencepiece(path):
@@ -658,9 +675,9 @@ def _piece(number, data):
              in _message(data, _PIECE, where).items()}
     piece, score, kind = (found.get("piece", ""), found.get("score", 0.0),
                           found.get("type", _NORMAL))
-    if not piece or "\0" in piece:
-        raise ValueError(f"{where}.piece={piece!r}: must not be empty, nor "
-                         "hold U+0000")
+    if not piece or "\0" in piece or len(piece.encode()) >= _LONGEST:
+        raise ValueError(f"{where}.piece={piece!r:.40}: must not be empty, "
+                         f"have {_LONGEST} bytes or more, or hold U+0000")
     if not math.isfinite(score):
         raise ValueError(f"{where}.score={score}: must be a finite number")
     if not _NORMAL <= kind <= _BYTE:
@@ -670,63 +687,67 @@ def _piece(number, data):
 # %% ../../nbs/16_sentencepiece_file.ipynb #dc5ede6d
 def _common(pieces, trainer, rules):
     """The fields that both classes of tokenizers have."""
-    vocab, special_tokens, unknown = {}, {}, []
+    fallback = trainer.get("byte_fallback", False)
+    vocab, special_tokens = _vocabularies(pieces, fallback)
+    (unk_token,) = _of_type(pieces, _UNKNOWN)
+    bos, eos = (trainer.get(f"{role}_piece") or default
+                for role, default in [("bos", "<s>"), ("eos", "</s>")])
+    has_bos = trainer.get("bos_id", 1) >= 0 and bos in special_tokens
+    has_eos = trainer.get("eos_id", 2) >= 0 and eos in special_tokens
+    return {
+        "vocab": vocab, "special_tokens": special_tokens,
+        "unk_token": unk_token, "prefix": (bos,) if has_bos else (),
+        "suffix": (eos,) if has_eos and not has_bos else (),
+        "normalizer": _normalizer(_of_type(pieces, _USER_DEFINED), rules),
+        "prefix_space": rules.get("add_dummy_prefix", True),
+        "byte_fallback": fallback}
+
+
+def _of_type(pieces, *kinds):
+    return {piece: score for piece, score, kind in pieces if kind in kinds}
+
+
+def _vocabularies(pieces, fallback):
+    """The ids of pieces and those of special tokens, checked."""
+    vocab, special_tokens = {}, {}
     for i, (piece, _, kind) in enumerate(pieces):
-        if kind == _UNKNOWN:
-            unknown.append(piece)
-        if kind == _BYTE and (piece not in BYTES
-                             or not trainer.get("byte_fallback")):
-            raise ValueError(f"pieces[{i}]={piece!r}: is of type byte; it "
-                             "must be one of <0x00> to <0xFF>, and "
-                             "trainer_spec.byte_fallback must be True")
         where = special_tokens if kind in (_UNKNOWN, _CONTROL) else vocab
         if piece in where:
             raise ValueError(f"pieces[{i}]={piece!r}: is there twice, first "
                              f"as number {where[piece]}")
         where[piece] = i
-    fallback = trainer.get("byte_fallback", False)
-    missing = {*BYTES} - {piece for piece, _, kind in pieces if kind == _BYTE}
-    if fallback and missing:
-        raise ValueError("trainer_spec.byte_fallback=True: there is no piece "
-                         f"{min(missing)} of type byte")
+    odd = _of_type(pieces, _BYTE).keys() ^ set(BYTES * fallback)
+    if odd:
+        raise ValueError(f"trainer_spec.byte_fallback={fallback}: must fit "
+                         f"the pieces of type byte, look at {min(odd)!r}")
+    unknown = [*_of_type(pieces, _UNKNOWN)]
     if len(unknown) != 1:
         raise ValueError(f"pieces: {len(unknown)} of them are of type "
                          "unknown, must be 1")
-    bos, eos = (trainer.get(f"{role}_piece") or default
-                for role, default in [("bos", "<s>"), ("eos", "</s>")])
-    has_bos = trainer.get("bos_id", 1) >= 0 and bos in special_tokens
-    has_eos = trainer.get("eos_id", 2) >= 0 and eos in special_tokens
-    kept = tuple(piece for piece, _, kind in pieces if kind == _USER_DEFINED)
-    normalizer = PieceNormalizer(
-        Charsmap(rules["precompiled_charsmap"])
-        if rules.get("precompiled_charsmap") else None,
-        kept, rules.get("remove_extra_whitespaces", True))
-    changes = normalizer.charsmap or normalizer.collapse
-    return {
-        "vocab": vocab, "special_tokens": special_tokens,
-        "unk_token": unknown[0], "prefix": (bos,) if has_bos else (),
-        "suffix": (eos,) if has_eos and not has_bos else (),
-        "normalizer": normalizer if changes else None,
-        "prefix_space": rules.get("add_dummy_prefix", True),
-        "byte_fallback": fallback}
+    return vocab, special_tokens
+
+
+def _normalizer(kept, rules):
+    """What is done to a text first; None for nothing."""
+    blob = rules.get("precompiled_charsmap")
+    collapse = rules.get("remove_extra_whitespaces", True)
+    if not blob and not collapse:
+        return None
+    return PieceNormalizer(Charsmap(blob) if blob else None, kept, collapse)
 
 
 def _unigram(pieces, fields):
-    scores = {piece: score for piece, score, kind in pieces if kind == _NORMAL}
-    for piece, _, kind in pieces:
-        if kind == _USER_DEFINED:  # above all that is a log-probability
-            scores[piece] = 0.1 * (len(piece.encode()) - 1)
+    scores = _of_type(pieces, _NORMAL)
+    for piece in _of_type(pieces, _USER_DEFINED):  # sentencepiece's bonus
+        scores[piece] = 0.1 * (len(piece.encode()) - 1)
     return Unigram(scores=scores, **fields)
 
 
 def _bpe(pieces, fields):
-    merges, ranks = scored_merges({
-        piece: score for piece, score, kind in pieces
-        if kind in (_NORMAL, _UNUSED)})
-    kinds = {kind: [piece for piece, _, k in pieces if k == kind]
-             for kind in (_USER_DEFINED, _UNUSED)}
-    return PieceBPE(merges=merges, ranks=ranks, unused=kinds[_UNUSED],
-                    user_defined=kinds[_USER_DEFINED], **fields)
+    merges, ranks = scored_merges(_of_type(pieces, _NORMAL, _UNUSED))
+    return PieceBPE(merges=merges, ranks=ranks,
+                    unused=_of_type(pieces, _UNUSED),
+                    user_defined=_of_type(pieces, _USER_DEFINED), **fields)
 
 # %% ../../nbs/16_sentencepiece_file.ipynb #4db39634
 def write_sentencepiece(tokenizer, path):
