@@ -541,6 +541,52 @@ def test_texts_decode_as_in_tokenizers(name, tmp_path, texts):
         assert own.decode(ids) == theirs
 
 
+def pairs(model):
+    return [tuple(merge.split(" ")) for merge in model["merges"]]
+
+
+def transformers_files():
+    """Tokenizers of models as the `transformers` library puts them up."""
+    import transformers
+
+    def byte_level(cls, *args, **options):
+        model = byte_model(*args, **options)
+        return cls(vocab=model["vocab"], merges=pairs(model))
+
+    def unigram(cls, *first, last=()):
+        return cls(vocab=[*((t, 0.0) for t in first),
+                          *map(tuple, unigram_scores()),
+                          *((t, 0.0) for t in last)])
+
+    vocab, merges = piece_vocabulary()
+    merges, n = [*map(tuple, merges)], len(vocab)
+    yield byte_level(transformers.GPT2Tokenizer, (), ["<|endoftext|>"])
+    yield byte_level(transformers.RobertaTokenizer,
+                     ["<s>", "<pad>", "</s>", "<unk>"], ["<mask>"])
+    yield byte_level(transformers.Qwen2Tokenizer, pattern=QWEN_PATTERN)
+    yield transformers.BertTokenizer(vocab=words_vocabulary(False))
+    yield transformers.LlamaTokenizer(vocab=vocab, merges=merges)
+    yield transformers.GemmaTokenizer(merges=merges, vocab={
+        **vocab, "<pad>": n, "<eos>": n + 1, "<bos>": n + 2})
+    yield unigram(transformers.T5Tokenizer, "<pad>", "</s>", "<unk>")
+    yield unigram(transformers.AlbertTokenizer, "<pad>", "<unk>", "[CLS]",
+                  "[SEP]", "[MASK]")
+    yield unigram(transformers.XLMRobertaTokenizer, "<s>", "<pad>", "</s>",
+                  "<unk>", last=["<mask>"])
+
+
+def test_files_that_transformers_writes(tmp_path):
+    for n, tokenizer in enumerate(transformers_files()):
+        folder = tmp_path / str(n)
+        tokenizer.save_pretrained(folder)
+        own = load_tokenizer(folder)
+        some = many()[1_000 * n:1_000 * n + 1_000]
+        assert_equal(some, own.encode_batch(some, add_special_tokens=True,
+                                            allowed_special="all"),
+                     ids_of(tokenizer._tokenizer, some))
+    assert n == 8
+
+
 def test_vocab_json_and_merges_txt(tmp_path, texts):
     model = byte_model(["<s>"], ["<|endoftext|>"])
     written(model["vocab"], tmp_path, "vocab.json")
