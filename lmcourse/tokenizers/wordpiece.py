@@ -376,7 +376,7 @@ class WordPiece(Tokenizer):
 
     def _encode_plain(self, text):
         if self._encoder:
-            return self._encoder(text).tolist()
+            return self._encoder.encode(text)
         ids, known = [], self._known
         for word in _normalized_words(text, self.normalizer, self._map):
             if word not in known:
@@ -398,7 +398,7 @@ class WordPiece(Tokenizer):
         if options or not self._encoder:
             return super().encode_to_numpy(text, **options)
         _check_text("text", text)
-        return self._encoder(text)
+        return self._encoder.encode_to_numpy(text)
 
     def _decode_plain(self, ids, errors):
         text = " ".join([self._by_id.get(i, self.unk_token) for i in ids])
