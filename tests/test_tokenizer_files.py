@@ -926,12 +926,14 @@ def one_line(caught, *words):
     (lambda: changed(unigram_base, special_tokens={"<unk>": 2_000}),
      ["id"]),
     (lambda: changed(byte_base, pattern="^a|."), ["^ means another thing"]),
+    (lambda: changed(unigram_base, byte_fallback=False, scores={"a": -1.0}),
+     ["scores"]),
     (lambda: changed(piece_base, unused=("a",)), ["write_sentencepiece"]),
     (lambda: changed(piece_base, user_defined=("th",)), ["prefix_space"]),
     (lambda: changed(piece_base, ranks=[0] * len(piece_base().merges)),
      ["rank"]),
-], ids=["function", "charsmap", "spelled", "far", "hole", "ruby", "unused",
-        "defined", "ranks"])
+], ids=["function", "charsmap", "spelled", "far", "hole", "ruby", "space",
+        "unused", "defined", "ranks"])
 def test_what_cannot_be_saved(make, words, tmp_path):
     with pytest.raises(ValueError) as caught:
         make().save(tmp_path / "folder")
@@ -1065,8 +1067,11 @@ def test_no_change_of_a_file_is_ignored(name, tmp_path):
             refused += 1
             continue
         opened += 1
-        if path[:3] == ("post_processor", "pair") or "pair" in path:
+        if "pair" in path:
             continue  # it may be broken; only theirs looks at it
+        if path[0] == "added_tokens" and path[-1] in ("special",
+                                                      "single_word"):
+            continue  # theirs finds a special token as a piece, see above
         peer = tokenizers.Tokenizer.from_file(str(file))
         theirs = ids_of(peer, texts)
         for text, a in zip(texts, theirs, strict=True):
@@ -1137,6 +1142,7 @@ def test_files_cut_short_or_garbled(name, tmp_path):
     ("tokenizer.json", "[" * 100_000, ["nests so deeply"]),
     ("tokenizer.json", '{"a": 1, "a": 2}', ["'a' is there twice"]),
     ("tokenizer.json", '{"a": NaN}', ["NaN"]),
+    ("tokenizer.json", '{"a": ' * 480 + "1" + "}" * 480, ["version"]),
     ("tokenizer.json", '"text"', ["must be an object"]),
     ("strange.bin", "x", ["must be a .json, .model, .txt or .tiktoken"]),
 ])
@@ -1190,6 +1196,12 @@ def test_faults_of_fields(tmp_path):
                         {"Regex": pattern}), f": {part} means another thing")
     attempt(mutated(t5(), ("model", "vocab", 7), ["x", "y"]), "vocab[7]")
     attempt(mutated(t5(), ("model", "vocab", 7), ["<pad>", 1.0]), "vocab[7]")
+    for score in (1e31, 10 ** 400, True):
+        attempt(mutated(t5(), ("model", "vocab", 7), ["x", score]), "[7]")
+    for length in (-1, 1 << 40):
+        attempt(mutated(bert(), ("model", "max_input_chars_per_word"),
+                        length), "max_input_chars_per_word=")
+    attempt(mutated(t5(), ("model", "vocab", 3, 0), "odd"), SPACE)
     attempt(mutated(bert(), ("model", "unk_token"), "the"), "unk_token='the'")
 
 

@@ -805,10 +805,10 @@ def _piece_bpe(top, model, vocab, merges, before, normalizer, *,
     fallback = model.take("byte_fallback", bool, False)
     model.fixed("ignore_merges", False, needed=False)
     _check_unknown(unk_token, special_tokens)
+    _check_normalized(before, matching)
     steps, prefix_space, split = _spaces(normalizer, before)
     _check_pieces_decoder(top, prefix_space=prefix_space,
                           byte_fallback=fallback)
-    _check_normalized(before, matching)
     if split:  # these would reach from word to word
         merges = [(a, b) for a, b in merges if SPACE not in a[1:] + b]
     return PieceBPE(
@@ -845,7 +845,8 @@ def _pieces(model):
     for i, entry in enumerate(model.left.get("vocab") or ()):
         if (not isinstance(entry, list) or len(entry) != 2
                 or not isinstance(entry[0], str)
-                or type(entry[1]) not in (int, float)):
+                or type(entry[1]) not in (int, float)
+                or not abs(entry[1]) < 1e30):
             raise model.wrong(f"vocab[{i}]", entry, "a piece and its score")
         if entry[0] in vocab:
             raise model.wrong(f"vocab[{i}]", entry, "there only once")
@@ -863,10 +864,10 @@ def _unigram(top, model, vocab, normalizer, *, special_tokens,
     unk_token = None if unk_id is None else [*vocab][unk_id]
     fallback = model.take("byte_fallback", bool, False)
     _check_unknown(unk_token, special_tokens)
+    _check_normalized(before, matching)
     steps, prefix_space, split = _spaces(normalizer, before)
     _check_pieces_decoder(top, prefix_space=prefix_space,
                           byte_fallback=fallback)
-    _check_normalized(before, matching)
     never = scores.get(unk_token)  # as `_write_unigram` has it
     never = never if never == min(scores.values(), default=0) else None
     for piece, score in [*scores.items()]:
@@ -876,9 +877,8 @@ def _unigram(top, model, vocab, normalizer, *, special_tokens,
     if split:  # these would reach from word to word
         scores = {piece: score for piece, score in scores.items()
                   if SPACE not in piece[1:]}
-    elif SPACE not in scores:
-        raise model.wrong("vocab", [*scores][:3], f"with {SPACE} in it, "
-                          "where words are not split")
+    if not fallback and SPACE not in scores:  # else unknown words would join
+        raise model.wrong("vocab", [*scores][:3], f"with {SPACE} in it")
     return Unigram(
         vocab={token: i for token, i in vocab.items()
                if token not in special_tokens},
@@ -896,6 +896,9 @@ def _wordpiece(top, model, vocab, normalizer, *, special_tokens, **roles):
     before[0].end()
     mark = model.take("continuing_subword_prefix", str)
     length = model.take("max_input_chars_per_word", int)
+    if not 0 <= length < _LARGEST_ID:
+        raise model.wrong("max_input_chars_per_word", length,
+                          f"0 to {_LARGEST_ID - 1}")
     (decoder, *more) = _decoder(top)
     decoder.kind("WordPiece")
     decoder.fixed("prefix", mark)
@@ -1118,7 +1121,7 @@ def load_tokenizer(path, **options):
                             f"{' and '.join(allowed) or 'no options'}")
     try:
         return read(file, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         message = " ".join(str(error).split("\n"))
         raise ValueError(f"{file}: {message.removeprefix(f'{file}: ')}"
                          ) from None
@@ -1391,6 +1394,8 @@ def _write_piece_bpe(tokenizer):
 
 
 def _write_unigram(tokenizer):
+    if not tokenizer.byte_fallback and SPACE not in tokenizer.scores:
+        raise ValueError(f"scores: must hold {SPACE} to be saved")
     everything = _everything(tokenizer)
     by_id = {i: token for token, i in everything.items()}
     for i in range(max(by_id) + 1):
