@@ -3,6 +3,7 @@
     sphinx-build -b html -c book nbs _site
 """
 
+import base64
 import configparser
 import importlib.util
 import json
@@ -91,7 +92,10 @@ def dress_notebook(app, docname, source):
             metadata = cell["metadata"]
             if "fig-alt" in directives:
                 alt = directives["fig-alt"].strip("\"' ")
-                metadata["mystnb"] = {"image": {"alt": alt}}
+                image = {"alt": alt}
+                if max(map(picture_width, cell["outputs"])) > 760:
+                    image["classes"] = "wide"
+                metadata["mystnb"] = {"image": image}
             if "code-fold" in directives:
                 metadata.setdefault("tags", []).append("hide-input")
             cell["source"] = DIRECTIVE.sub("", text)
@@ -100,6 +104,12 @@ def dress_notebook(app, docname, source):
     if docname in RUNTIMES:
         show_runtime(cells[0], RUNTIMES[docname])
     source[0] = json.dumps(notebook)
+
+
+def picture_width(output):
+    """Pixels from left to right, as a PNG says in its bytes 16 to 19."""
+    png = "".join(output.get("data", {}).get("image/png", ""))
+    return int.from_bytes(base64.b64decode(png[:32])[16:20])
 
 
 def show_runtime(cell, seconds):
