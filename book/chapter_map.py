@@ -10,7 +10,7 @@ import html
 
 import chapters
 from docutils import nodes
-from docutils.parsers.rst import Directive
+from sphinx.util.docutils import SphinxDirective
 
 WIDTH, HEIGHT, STEP = 292, 26, 32  # of a box, and from one to the next
 PART_GAP, LANE, MARGIN, BEND = 12, 13, 4, 6
@@ -121,10 +121,12 @@ def draw():
             f'it">{"".join(lines)}{"".join(boxes)}</svg>')
 
 
-class ChapterMap(Directive):
+class ChapterMap(SphinxDirective):
     """Put the map where the directive stands."""
 
     def run(self):
+        for path in chapters.chapters():  # draw again when one changes
+            self.env.note_dependency(str(path))
         return [nodes.raw("", draw(), format="html")]
 
 

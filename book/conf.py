@@ -5,6 +5,7 @@
 
 import base64
 import configparser
+import hashlib
 import importlib.util
 import json
 import re
@@ -148,6 +149,10 @@ def copy_mathjax(app, exception):
 
 
 def setup(app):
+    # a change of this file, or of a run time, has all pages read again
+    app.add_config_value("read_with", hashlib.sha256(b"".join(
+        (HERE / name).read_bytes() for name in ("conf.py", "runtimes.json")
+    )).hexdigest(), "env")
     app.connect("source-read", dress_notebook)
     app.connect("autodoc-process-docstring", render_docstring)
     app.connect("build-finished", copy_mathjax)
