@@ -86,6 +86,8 @@ def read_header(path):
         except ValueError:
             raise ValueError(f"{path}: its header is not JSON, so it is no "
                              "safetensors file") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: its header holds no object")
     header.pop("__metadata__", None)
     return {name: _entry(path, name, entry, first=8 + length, size=size)
             for name, entry in header.items()}
@@ -100,6 +102,9 @@ def _entry(path, name, entry, *, first, size):
         raise ValueError(f"{path}: {name} is described by {entry}, must "
                          "have dtype, shape and data_offsets") from None
     width = _DTYPES[dtype].itemsize if dtype in _DTYPES else None
+    if not isinstance(start, int) or not isinstance(end, int):
+        raise ValueError(f"{path}: {name} lies at {entry['data_offsets']}, "
+                         "which must be whole numbers")
     if end > size:
         raise ValueError(f"{path}: {name} ends at byte {end}, the file at "
                          f"{size}: it is cut short")
@@ -199,6 +204,8 @@ def _find_family(settings, path):
     """The family that a config.json names."""
     model_type = settings.get("model_type")
     named = settings.get("architectures")
+    if not isinstance(named, list | None):
+        raise ValueError(f"{path}: architectures={named!r}: must be a list")
     found = [family for family in FAMILIES.values()
              if family.model_type == model_type]
     if not found:
@@ -369,7 +376,9 @@ def _blocks(stored):
         for start in range(0, shape[0], step):
             rows = slice(start, min(start + step, shape[0]))
             block = torch.empty(rows.stop - start, *shape[1:], dtype=dtype)
-            file.readinto(block.view(torch.uint8).numpy())
+            if file.readinto(block.view(torch.uint8).numpy()) < block.nbytes:
+                raise ValueError(f"{stored.path}: became shorter while it "
+                                 "was read")
             yield rows, block
 
 
