@@ -488,10 +488,15 @@ def test_peak_memory(tmp_path):
     config = TransformerConfig(60_000, 64, 512, 4, 8, 2048, **LLAMA)
     save_model(Transformer(config), tmp_path, shard_bytes=10 ** 8)
     script = """
-import resource, sys, torch
+import pathlib, re, resource, sys, torch
 from lmcourse.checkpoints import load_model
 load_model(sys.argv[1])  # of one layer: libraries are warm now
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # getrusage's maximum would be the parent's, which comes along
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) * 1024
 before = peak()
 model = load_model(sys.argv[2], dtype=getattr(torch, sys.argv[3]))
 weights = sum(p.nbytes for p in model.parameters())
@@ -499,11 +504,11 @@ print((peak() - before) / weights)
 """
     small = tmp_path / "small"
     save_model(Transformer(CONFIG), small)
-    for dtype in ("float32", "float64"):
+    for dtype in ("float32", "bfloat16"):
         run = subprocess.run([sys.executable, "-c", script, small, tmp_path,
                               dtype], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-        assert float(run.stdout) < 1.2, dtype
+        assert 0.9 < float(run.stdout) < 1.2, dtype
 
 
 def test_the_device_is_respected(folder):
