@@ -39,6 +39,7 @@ extensions = [
 exclude_patterns = ["text/**", "**.ipynb_checkpoints", "conftest.py"]
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # "commonmark" knows no tables
 nb_output_stderr = "remove"
 nb_ipywidgets_js = {}  # the default loads two scripts from elsewhere
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
