@@ -14,11 +14,15 @@ from lmcourse.tokenizers.base import (
     END_OF_TEXT,
     WHITESPACE_PATTERN,
     Characters,
+    Matching,
     Tokenizer,
     Words,
     manual,
     measure_tokenizer,
 )
+from lmcourse.tokenizers.bpe import ByteBPE
+from lmcourse.tokenizers.unigram import Unigram
+from lmcourse.tokenizers.wordpiece import WordPiece
 
 TEXTS = ["the cat runs.", "the dogs run.", 'a "cat", a dog;\nno  cats']
 words = Words.train(TEXTS)
@@ -100,6 +104,87 @@ def test_specials_are_plain_text_until_allowed(tokenizer):
         assert tokenizer.decode(ids) == text
         assert tokenizer.decode(ids, skip_special_tokens=True) \
             == ("the cat a dog" if tokenizer is words else "the cata dog")
+
+
+# Added tokens, and how tokens are found -------------------------------------
+
+def with_added(**fields):
+    return dataclasses.replace(
+        Characters.train(["abcdefgh <>|#."]),
+        added_tokens={"ab": 90, "abc": 91, "<|x|>": 92}, **fields)
+
+
+def test_added_tokens_are_always_found():
+    own = with_added()
+    assert own.tokenize("dabcab<|x|>") == ["d", "abc", "ab", "<|x|>"]
+    assert own.decode(own.encode("dabcab<|x|>")) == "dabcab<|x|>"
+    assert own.encode_to_numpy("ab").tolist() == own.encode("ab") == [90]
+    assert own.vocab_size == 93 and own.token(91) == "abc"
+    assert own.decode([90, 91], skip_special_tokens=True) == "ababc"
+    assert pickle.loads(pickle.dumps(own)) == own
+
+
+@pytest.mark.parametrize("how, text, parts", [
+    (Matching(), "d ab e", ["d", " ", "ab", " ", "e"]),
+    (Matching(lstrip=True), "d  ab e", ["d", "ab", " ", "e"]),
+    (Matching(rstrip=True), "d ab  e", ["d", " ", "ab", "e"]),
+    (Matching(lstrip=True), "\n\u3000ab", ["ab"]),
+    (Matching(lstrip=True, rstrip=True), "ab ab", ["ab", "ab"]),
+    (Matching(single_word=True), "ab dab ab.",
+     ["ab", " ", "d", "a", "b", " ", "ab", "."]),
+    (Matching(single_word=True), "abd", ["a", "b", "d"]),
+])
+def test_matching(how, text, parts):
+    assert with_added(matching={"ab": how}).tokenize(text) == parts
+
+
+def test_whitespace_goes_to_one_token_only():
+    own = with_added(matching={"ab": Matching(rstrip=True),
+                               "<|x|>": Matching(lstrip=True)})
+    assert own.tokenize("ab  <|x|>") == ["ab", "<|x|>"]
+
+
+def test_normalized_tokens_stand_in_the_normalized_text():
+    own = WordPiece.train(["the cats and the dogs sat"], 60)
+    own = dataclasses.replace(
+        own, added_tokens={"The Cat": 90, "DOG": 91}, matching={
+            "The Cat": Matching(normalized=True)})
+    assert own.encode("THE CAT") == [90] == own.encode("The cat")
+    assert own.encode("DOG") == [91] != own.encode("dog")
+
+
+@pytest.mark.parametrize("fields, words", [
+    ({"added_tokens": {"ab": 1}}, "added_tokens['ab']=1: '<|endoftext|>'"),
+    ({"added_tokens": {"ab": -1}}, "added_tokens['ab']=-1"),
+    ({"added_tokens": {"[UNK]": 90}}, "'[UNK]' appears twice"),
+    ({"added_tokens": {"": 90}}, "not an empty one"),
+    ({"added_tokens": {5: 90}}, "5 must be a string"),
+    ({"matching": {"ab": Matching()}}, "matching['ab']"),
+])
+def test_faults_of_added_tokens(fields, words):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        dataclasses.replace(characters, **fields)
+    assert words in one_line(caught)
+
+
+@pytest.mark.parametrize("value, text, seen", [
+    (False, "a<s>b", "a<s>b"), (True, "a<s> b", " a<s>  b"),
+    ("missing", "a<s> b<s>c", " a<s> b<s> c"),
+    ("first", "a<s>b", " a<s>b"), ("first", "<s>b", "<s>b"),
+    ("first", " a", " a")])
+def test_prefix_spaces(value, text, seen):
+    own = ByteBPE.train(["ab"], 258, special_tokens=["<s>"])
+    other = dataclasses.replace(own, prefix_space=value)
+    assert own.decode(other.encode(text, allowed_special="all")) == seen
+    assert other.encode("") == []
+
+
+@pytest.mark.parametrize("value", [1, None, "always", "True"])
+def test_faults_of_prefix_spaces(value):
+    for base in (ByteBPE.train(["ab"], 258), Unigram.train(["ab"], 300)):
+        with pytest.raises(ValueError, match="prefix_space=") as caught:
+            dataclasses.replace(base, prefix_space=value)
+        one_line(caught)
 
 
 def test_the_longest_special_token_wins():

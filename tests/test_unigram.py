@@ -5,13 +5,12 @@ import io
 import math
 import pickle
 import random
-import re
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
+from samples import lines, same_score, sources, strings
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lmcourse.tokenizers import fast_pieces
@@ -30,23 +29,6 @@ from lmcourse.tokenizers.unigram import (
     seed_pieces,
     segment_unigram,
 )
-
-CHARACTERS = [chr(c) for c in range(1, 0x110000)
-              if not 0xD800 <= c < 0xE000 and chr(c) != SPACE]
-
-
-def lines():
-    """The manual's lines, as sentencepiece wants them."""
-    text = "\n".join(page for pages in manual() for page in pages)
-    stripped = (re.sub(" +", " ", line).strip() for line in text.split("\n"))
-    return [line for line in stripped if line]
-
-
-def sources():
-    folder = Path(pickle.__file__).parent
-    names = ["argparse", "ast", "pickle", "inspect", "tarfile", "typing"]
-    return [(folder / f"{name}.py").read_text("utf-8") for name in names]
-
 
 def train_peer(texts, vocab_size, **options):
     """A sentencepiece model that changes no character."""
@@ -78,43 +60,9 @@ def as_unigram(peer):
         byte_fallback="<0x00>" in names)
 
 
-def strings(n, seed):
-    """Random strings of all planes, marks, spaces, words and specials."""
-    rng = random.Random(seed)
-    words = " ".join(manual()[0][:5]).split()
-    pools = [
-        lambda: chr(rng.randrange(32, 127)),
-        lambda: rng.choice(words),
-        lambda: " " + rng.choice(words),
-        lambda: rng.choice(CHARACTERS),
-        lambda: chr(rng.randrange(0x300, 0x370)),
-        lambda: chr(rng.randrange(0xC0, 0x600)),
-        lambda: rng.choice([" ", "  ", "\n", "\t\t", "\u3000", "\xa0"]),
-        lambda: chr(rng.randrange(1, 32)),
-        lambda: str(rng.randrange(10 ** 6)),
-        lambda: rng.choice(["<s>", "<unk>", "</s>", "<|endoftext|>"]),
-    ]
-    for _ in range(n):
-        some = rng.sample(pools, rng.randint(1, 4))
-        yield "".join(rng.choice(some)() for _ in range(rng.randint(0, 8)))
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return Unigram.train(manual()[0], 2_000)
-
-
-def same_score(own, a, b):
-    """Whether two cuts are equally probable in 32-bit sums."""
-    low = min(own.scores.values()) - 10
-    byte = {own.vocab.get(name) for name in BYTES}
-
-    def total(ids):
-        return sum(0 if i in byte else own.scores.get(own._by_id.get(i), low)
-                   for i in ids)
-
-    return ([i for i in a if i in byte] == [i for i in b if i in byte]
-            and abs(total(a) - total(b)) < 1e-5 * max(1, abs(total(a))))
 
 
 @pytest.mark.parametrize("fallback, seed", [(True, 0), (False, 1)])

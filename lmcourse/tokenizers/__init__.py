@@ -2,6 +2,7 @@
 
 from lmcourse.tokenizers.base import Characters, Tokenizer, Words
 from lmcourse.tokenizers.bpe import ByteBPE, learn_bpe, segment_bpe
+from lmcourse.tokenizers.files import load_tokenizer
 from lmcourse.tokenizers.unigram import Unigram, segment_unigram
 from lmcourse.tokenizers.wordpiece import (
     BertNormalizer,
@@ -11,4 +12,4 @@ from lmcourse.tokenizers.wordpiece import (
 
 __all__ = ["BertNormalizer", "ByteBPE", "Characters", "Tokenizer", "Unigram",
            "WordPiece", "Words", "learn_bpe", "segment_bpe",
-           "segment_unigram", "segment_wordpiece"]
+           "load_tokenizer", "segment_unigram", "segment_wordpiece"]

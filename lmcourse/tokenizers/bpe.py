@@ -18,9 +18,11 @@ from tqdm import tqdm
 from lmcourse.tokenizers.base import (
     END_OF_TEXT,
     Tokenizer,
+    _check_prefix_space,
     _check_special,
     _check_text,
     _compiled,
+    _prefixed,
     _read,
 )
 
@@ -255,9 +257,9 @@ GPT4_PATTERN = (
 # %% ../../nbs/11_bpe.ipynb #d42c8e9d
 def _learn_bytes(texts, size, pattern, alphabet):
     """Learn `size` tokens: a list of bytes by id, and pairs of ids."""
-    find, words = _compiled(pattern).findall, Counter()
+    compiled, words = _compiled(pattern), Counter()
     for text in _read(texts, "counting words"):
-        words.update(find(text))
+        words.update(_words(compiled, text))
     if not words:
         raise ValueError("texts: must hold at least one character")
     tokens = [bytes([b]) for b in alphabet]
@@ -349,11 +351,34 @@ class _Memory(dict):
         return ids
 
 
+def _words(pattern, text):
+    """The words of a text; what no word covers is a word as well."""
+    if len(text) < 1 << 20:  # fast, but all the words are in memory
+        words = pattern.findall(text)
+        if sum(map(len, words)) == len(text):
+            return words
+    return _words_and_gaps(pattern, text)
+
+
+def _words_and_gaps(pattern, text):
+    done = 0
+    for found in pattern.finditer(text):
+        start, stop = found.span()
+        if done < start:
+            yield text[done:start]
+        if start < stop:
+            yield text[start:stop]
+        done = stop
+    if done < len(text):
+        yield text[done:]
+
+
 class _Encoder:
     """Ids of plain text by merging: what `ByteBPE` works with."""
 
-    def __init__(self, vocab, merges, pattern):
+    def __init__(self, vocab, merges, pattern, ignore_merges=False):
         self.pattern = _compiled(pattern)
+        self.whole = vocab if ignore_merges else {}
         self.byte_ids = [vocab[bytes([b])] for b in range(256)]
         self.pairs = [(vocab[a], vocab[b]) for a, b in merges]
         self.ranks = {pair: rank for rank, pair in enumerate(self.pairs)}
@@ -361,14 +386,16 @@ class _Encoder:
         self.memory = _Memory(self.merge)
 
     def merge(self, word):
-        ids = [self.byte_ids[b] for b in word.encode()]
+        word = word.encode()
+        if word in self.whole:
+            return [self.whole[word]]
+        ids = [self.byte_ids[b] for b in word]
         if len(ids) <= 64:
             return _merge_short(ids, self.ranks, self.results)
         return _merge_long(ids, self.ranks, self.results, self.pairs)
 
     def encode(self, text):
-        words = self.pattern.findall(text) if len(text) < 1 << 20 else (
-            found.group() for found in self.pattern.finditer(text))
+        words = _words(self.pattern, text)
         return [*chain.from_iterable(map(self.memory.__getitem__, words))]
 
     def encode_to_numpy(self, text):
@@ -404,7 +431,13 @@ class ByteBPE(Tokenizer):
     Args:
         vocab: tokens, as `bytes`, and their ids; all 256 bytes among them.
         merges: pairs of tokens, in the order in which they are merged.
-        pattern: the regular expression that finds the words.
+        pattern: the regular expression that finds the words. What stands
+            between them is a word as well.
+        normalizer: a function from text to text that is applied first, or
+            None; what it changes is not given back.
+        prefix_space: whether to put a space before the text; one of
+            `PREFIX_SPACES`.
+        ignore_merges: whether a word that is a token needs no merges.
 
     Raises:
         ValueError: a byte without an id, a merge of or into unknown tokens,
@@ -413,11 +446,15 @@ class ByteBPE(Tokenizer):
 
     merges: tuple = ()
     pattern: str = GPT2_PATTERN
+    normalizer: object = None
+    prefix_space: bool | str = False
+    ignore_merges: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         object.__setattr__(self, "merges", tuple(map(tuple, self.merges)))
         _compiled(self.pattern)
+        _check_prefix_space(self.prefix_space)
         for b in range(256):
             if bytes([b]) not in self.vocab:
                 raise ValueError(f"vocab: lacks the byte {bytes([b])!r}; "
@@ -465,22 +502,25 @@ class ByteBPE(Tokenizer):
     @cached_property
     def _encoder(self):
         _, encoder, _ = _implementation()
-        return encoder(self.vocab, self.merges, self.pattern)
+        return encoder(self.vocab, self.merges, self.pattern,
+                       self.ignore_merges)
 
     @cached_property
     def _decoder(self):
         _, _, decoder = _implementation()
-        special = {i: t.encode() for t, i in self.special_tokens.items()}
-        return decoder({**self._by_id, **special})
+        spelled = {i: t.encode() for i, t in self._spelled_by_id.items()}
+        return decoder({**self._by_id, **spelled})
+
+    def _prepare(self, text):
+        if self.normalizer:
+            text = self.normalizer(text)
+        return _prefixed(text, self.prefix_space)
 
     def _encode_plain(self, text):
-        return self._encoder.encode(text)
+        return self._encoder.encode(self._prepare(text))
 
-    def encode_to_numpy(self, text, **options):
-        if options:
-            return super().encode_to_numpy(text, **options)
-        _check_text("text", text)
-        return self._encoder.encode_to_numpy(text)
+    def _plain_to_numpy(self, text):
+        return self._encoder.encode_to_numpy(self._prepare(text))
 
     def decode(self, ids, *, errors="replace", skip_special_tokens=False):
         if errors in ("replace", "strict") and not skip_special_tokens:

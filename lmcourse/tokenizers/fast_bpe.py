@@ -15,7 +15,7 @@ import numpy as np
 import regex
 
 from .base import _compiled, _read
-from .bpe import GPT2_PATTERN, GPT4_PATTERN
+from .bpe import GPT2_PATTERN, GPT4_PATTERN, _words
 
 if sys.byteorder != "little":
     raise ImportError("fast_bpe reads words as little-endian integers")
@@ -211,8 +211,9 @@ def split_ends(texts, pattern=GPT2_PATTERN):
         the places where they end. No word reaches from text to text.
     """
     if pattern not in _RULES:
-        find = _compiled(pattern).findall
-        words = [word.encode() for text in texts for word in find(text)]
+        compiled = _compiled(pattern)
+        words = [word.encode() for text in texts
+                 for word in _words(compiled, text)]
         ends = np.cumsum([*map(len, words)], dtype=np.int64)
         return b"".join(words), ends
     text = texts[0] if len(texts) == 1 else "".join(texts)
@@ -685,6 +686,19 @@ def _encode(windows, ends, byte_ids, pairs, rows, kept, store, used,
         start = ends[w]
     return n
 
+# %% ../../nbs/14_fast_bpe.ipynb #d84bd091
+@_fast
+def _know(windows, ends, ids, rows, kept, used):
+    """Enter tokens as words that are one token."""
+    start = 0
+    for w in range(len(ends)):
+        length = ends[w] - start
+        key0, key1 = _key(windows, start, length)
+        row = _find(rows, key0, key1, windows, start, length, kept)
+        _insert(rows, row, key0, key1, windows, start, length, kept, used)
+        rows[row, 2] = _U(1) << _U(32) | ids[w]
+        start = ends[w]
+
 # %% ../../nbs/14_fast_bpe.ipynb #ca744eef
 class _Memory:
     """Words and their ids, for one thread at a time."""
@@ -707,11 +721,13 @@ class FastEncoder:
         vocab: tokens, as `bytes`, and their ids, all 256 bytes among them.
         merges: pairs of tokens, in the order in which they are merged.
         pattern: the regular expression that finds the words.
+        ignore_merges: whether a word that is a token needs no merges.
         rows: how many rows the memory for words has at least, a power
             of two; each of them takes 32 bytes.
     """
 
-    def __init__(self, vocab, merges, pattern, *, rows=1 << 17):
+    def __init__(self, vocab, merges, pattern, ignore_merges=False, *,
+                 rows=1 << 17):
         self.pattern = pattern
         self.byte_ids = np.array([vocab[bytes([b])] for b in range(256)],
                                  np.int32)
@@ -720,12 +736,13 @@ class FastEncoder:
         self.pairs = np.zeros((4 << len(triples).bit_length(), 2), np.uint64)
         _fill_pairs(triples, self.pairs)
         self.numbers = np.arange(max(vocab.values()) + 1).astype(object)
-        self.fresh = self._remember(vocab, rows)
+        self.fresh = self._remember(vocab, ignore_merges, rows)
         self.idle = []
 
-    def _remember(self, vocab, rows):
+    def _remember(self, vocab, whole, rows):
         """The memory to begin with: it knows the vocabulary."""
-        words = [token for token in vocab if 0 < len(token) <= _KEPT]
+        words = [token for token in vocab
+                 if 0 < len(token) and (whole or len(token) <= _KEPT)]
         raw, n = b"".join(words), len(words)
         rows = max(rows, 4 << n.bit_length())
         fresh = _Memory(np.zeros((rows, 4), np.uint64),
@@ -733,7 +750,12 @@ class FastEncoder:
                         np.zeros(len(raw) + (1 << 20), np.int32),
                         np.zeros(6, np.int64))
         ends = np.cumsum([*map(len, words)], dtype=np.int64)
-        self._run(fresh, fresh.rows, raw, ends)
+        if whole:
+            ids = np.array([vocab[token] for token in words], np.uint64)
+            _know(_windows(raw + _PAD), ends, ids, fresh.rows,
+                  fresh.windows, fresh.used)
+        else:
+            self._run(fresh, fresh.rows, raw, ends)
         fresh.used[3:] = fresh.used[:3]
         return fresh
 

@@ -17,8 +17,10 @@ from types import MappingProxyType
 from lmcourse.tokenizers.base import (
     END_OF_TEXT,
     Tokenizer,
+    _check_prefix_space,
     _check_special,
     _check_text,
+    _prefixed,
     _read,
 )
 from .wordpiece import _compiled_pieces
@@ -366,7 +368,8 @@ class Unigram(Tokenizer):
         scores: the log-probability of each piece; all are in `vocab`.
         normalizer: a function from text to text that is applied first, such
             as `functools.partial(unicodedata.normalize, "NFKC")`, or None.
-        prefix_space: whether a space is put before each text.
+        prefix_space: whether a space is put before each text; one of
+            `PREFIX_SPACES`.
         byte_fallback: whether letters that are no pieces become bytes; they
             become `unk_token` otherwise.
 
@@ -377,11 +380,12 @@ class Unigram(Tokenizer):
 
     scores: Mapping
     normalizer: object = None
-    prefix_space: bool = True
+    prefix_space: bool | str = True
     byte_fallback: bool = True
 
     def __post_init__(self):
         super().__post_init__()
+        _check_prefix_space(self.prefix_space)
         object.__setattr__(self, "scores",
                            MappingProxyType(dict(self.scores)))
         for piece in self.scores:
@@ -453,6 +457,11 @@ class Unigram(Tokenizer):
             unk_token=unk_token, scores=scores, normalizer=normalizer,
             prefix_space=prefix_space, byte_fallback=byte_fallback)
 
+    def _normalize(self, text):
+        text = Tokenizer._normalize(self, text)
+        written = isinstance(self.prefix_space, bool)  # marks, by then
+        return text.replace(" ", SPACE) if written else text
+
     def _words(self, text):
         spaced = _spaced(text, self.normalizer, self.prefix_space)
         if self._inner_spaces:
@@ -500,12 +509,10 @@ class Unigram(Tokenizer):
             ids += known[word]
         return ids
 
-    def encode_to_numpy(self, text, **options):
-        """The ids as an int32 array `(T,)`; the options of `encode`."""
-        if options or not self._encoder:
-            return super().encode_to_numpy(text, **options)
-        _check_text("text", text)
-        return self._encoder(text)
+    def _plain_to_numpy(self, text):
+        if self._encoder:
+            return self._encoder(text)
+        return super()._plain_to_numpy(text)
 
     def sample(self, text, *, generator, exponent=0.1):
         """The ids of a cut that is drawn; see `sample_segmentation`."""
@@ -548,8 +555,7 @@ def _spaced(text, normalizer, prefix_space):
     """The text with marks for spaces, and a space before each mark."""
     if normalizer:
         text = normalizer(text)
-    if prefix_space and text:
-        text = f" {text}"
+    text = _prefixed(text, prefix_space, spaces=f" {SPACE}")
     return text.replace(" ", f" {SPACE}")
 
 

@@ -19,7 +19,6 @@ from lmcourse.tokenizers.base import (
     END_OF_TEXT,
     Tokenizer,
     _check_special,
-    _check_text,
     _read,
 )
 
@@ -305,6 +304,7 @@ class WordPiece(Tokenizer):
             function from text to text, or None.
         mark: what a piece that is not the first of its word begins with.
         max_word_length: longer words become `unk_token`.
+        cleanup: whether `decode` puts no space before `. , ? !`.
 
     Raises:
         ValueError: there is no `unk_token`.
@@ -313,6 +313,7 @@ class WordPiece(Tokenizer):
     normalizer: object = BertNormalizer()
     mark: str = MARK
     max_word_length: int = 100
+    cleanup: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -393,19 +394,18 @@ class WordPiece(Tokenizer):
         return [self._unk_id if piece is None else self.vocab[piece]
                 for piece in pieces]
 
-    def encode_to_numpy(self, text, **options):
-        """The ids as an int32 array `(T,)`; the options of `encode`."""
-        if options or not self._encoder:
-            return super().encode_to_numpy(text, **options)
-        _check_text("text", text)
-        return self._encoder(text)
+    def _plain_to_numpy(self, text):
+        if self._encoder:
+            return self._encoder(text)
+        return super()._plain_to_numpy(text)
 
     def _decode_plain(self, ids, errors):
         text = " ".join([self._by_id.get(i, self.unk_token) for i in ids])
         return text.replace(f" {self.mark}", "")
 
     def _join(self, parts):
-        return " ".join(parts)
+        text = " ".join(parts)
+        return regex.sub(" ([.,?!])", r"\1", text) if self.cleanup else text
 
 # %% ../../nbs/12_wordpiece.ipynb #85719013
 def _by_character(normalizer):
