@@ -1,6 +1,8 @@
 """What the compiled versions have beyond the tests of chapters 12 and 13."""
 
 import os
+import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -8,56 +10,106 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import lmcourse
 from lmcourse.tokenizers import fast_pieces
+from lmcourse.tokenizers import wordpiece as chapter
 from lmcourse.tokenizers.base import manual
-from lmcourse.tokenizers.unigram import Unigram
-from lmcourse.tokenizers.wordpiece import WordPiece
+from lmcourse.tokenizers.unigram import Unigram, seed_pieces, segment_unigram
+from lmcourse.tokenizers.wordpiece import WordPiece, learn_wordpiece_loop
 
 
-def test_table_of_integers_finds_what_it_holds():
-    rng = np.random.default_rng(0)
-    entries = {int(k): i for i, k in enumerate(
-        rng.integers(0, 2 ** 50, 5_000))}
-    keys = np.full(1 << 13, -1, np.int64)
-    values = np.empty(1 << 13, np.int32)
-    for key, value in entries.items():
-        slot = fast_pieces._slot(keys, np.int64(key))
-        keys[slot], values[slot] = key, value
-    keys, values = fast_pieces._rehashed(keys, values)
-    for key, value in entries.items():
-        slot = fast_pieces._slot(keys, np.int64(key))
-        assert keys[slot] == key and values[slot] == value
-    assert keys[fast_pieces._slot(keys, np.int64(-2))] == -1
+def test_trie_finds_what_it_holds():
+    rng = random.Random(0)
+    pieces = {bytes(rng.choices(rng.choice([b"ab", bytes(range(256))]),
+                                k=rng.randint(1, 6))): i
+              for i in range(5_000)}
+    links, owner = fast_pieces._trie(pieces)
+
+    def find(text):
+        node = 0
+        for byte in text:
+            child = links[node, 0] + byte
+            if links[child, 1] != node:
+                return None
+            node = child
+        return owner[node]
+
+    for piece, i in pieces.items():
+        assert find(piece) == i
+        for other in (piece[:-1], piece + b"a", piece[::-1]):
+            assert find(other) in (None, pieces.get(other, -1))
 
 
-def test_table_spreads_nodes_and_letters():
-    """Keys (node, letter) of few letters and many nodes do not pile up."""
-    keys = np.full(1 << 14, -1, np.int64)
-    moved = 0
-    for node in range(2_000):
-        for letter in (97, 98, 101, 116):
-            key = fast_pieces._join(node, letter)
-            slot = fast_pieces._slot(keys, key)
-            mixed = (int(key) * int(fast_pieces._MIX)) % 2 ** 64
-            mixed -= 2 ** 64 * (mixed >= 2 ** 63)
-            moved += slot != (mixed ^ (mixed >> 32)) & (len(keys) - 1)
-            keys[slot] = key
-    assert moved < 4_000  # half of the keys at the most, at half load
+def test_empty_trie():
+    links, owner = fast_pieces._trie({})
+    assert all(links[links[0, 0] + byte, 1] != 0 for byte in range(256))
 
 
-def test_heap_gives_the_best_first():
-    rng = np.random.default_rng(1)
-    scores, keys = rng.integers(0, 50, 500), rng.permutation(500)
-    heap, order = np.empty(500), []
-    heap_keys, pairs = np.empty(500, np.int64), np.empty(500, np.int32)
-    for n, (score, key) in enumerate(zip(scores, keys, strict=True)):
-        fast_pieces._push(heap, heap_keys, pairs, n, float(score), key, n)
-    for n in range(500, 0, -1):
-        order.append((-heap[0], heap_keys[0]))
-        fast_pieces._pop(heap, heap_keys, pairs, n)
-    assert order == sorted(order)
+def test_substrings_of_random_languages():
+    """Against all substrings, counted one by one."""
+    rng = random.Random(1)
+    for letters in ("ab", "abcdefgh", [chr(c) for c in range(256, 900)]):
+        words = ["".join(rng.choices(letters, k=rng.randint(1, 30)))
+                 for _ in range(30)]
+        corpus = {word: rng.randint(1, 3) for word in words}
+        for length in (2, 5, 16):
+            sizes = np.array([*map(len, corpus)])
+            home, score, _ = fast_pieces._start(
+                "".join(corpus), sizes, np.array([*corpus.values()]), length,
+                10_000)
+            starts = np.append(0, np.cumsum(sizes))
+            text = "".join(corpus)
+            found = [text[starts[word] + at:][:size]
+                     for word, at, size in home.tolist()]
+            seeds = seed_pieces(corpus, 10_000, max_length=length)
+            assert found == list(seeds)
+            np.testing.assert_allclose(score, list(seeds.values()))
+
+
+def test_pairs_that_do_not_fit():
+    with pytest.raises(ValueError, match="that does not fit"):
+        fast_pieces._first_pairs(np.zeros(9, np.int32), np.zeros(9), 1 << 31)
+
+
+@pytest.mark.parametrize("score", fast_pieces.SCORES)
+def test_wordpiece_in_stages(score):
+    """Enough merges for several surveys, on words of the manual."""
+    words = chapter._count_words(manual()[0][:3], None)
+    corpus = dict(list(words.items())[:400])
+    learned = fast_pieces.learn_wordpiece(corpus, 500, score=score)
+    assert learned == learn_wordpiece_loop(corpus, 500, score=score)
+    assert len(learned) == 500
+
+
+def test_blanks_and_marks_of_unigram():
+    """A mark in the text is no place for a cut, but is a mark."""
+    scores = {"\u2581": -1.0, "a": -2.0, "\u2581a": -2.5, "b": -2.0}
+    own = Unigram(vocab={p: i for i, p in enumerate(scores)},
+                  special_tokens={"<unk>": 9}, unk_token="<unk>",
+                  scores=scores, byte_fallback=False, prefix_space=False)
+    for text in ("\u2581a", " a", "b\u2581a b", "  a\u2581", "\u2581", ""):
+        ids = [i for word in own._words(text)
+               for i in own._ids(segment_unigram(word, scores))]
+        assert own.encode(text) == ids
+        assert own._encoder._words(text)[0].count(b" ") == sum(
+            map(text.count, " \u2581"))
+
+
+def test_encoders_forget():
+    pages, unseen = manual()
+    for kind in (WordPiece, Unigram):
+        tokenizer = kind.train(pages[:5], 600)
+        right = tokenizer.encode_batch(unseen)
+        encoder = tokenizer._encoder
+        encoder.forget()
+        encoder.rows = 16  # so few that it forgets all the time
+        assert tokenizer.encode_batch(unseen) == right
+        encoder.forget()
+        assert encoder.idle == []
+        with pytest.raises(TypeError, match="pickle the tokenizer instead"):
+            pickle.dumps(encoder)
 
 
 def test_count_words_grows():
@@ -66,8 +118,9 @@ def test_count_words_grows():
              for k in (0, 3, 7)]
     counted = fast_pieces.count_spaced(texts)
     expected = {}
-    for word in " ".join(texts).split(" "):
-        expected[word] = expected.get(word, 0) + 1
+    for text in texts:
+        for word in text.replace(" ", " \u2581").split(" "):
+            expected[word] = expected.get(word, 0) + 1
     assert counted == expected and list(counted) == list(expected)
 
 
@@ -96,7 +149,7 @@ def test_cache_of_a_package_that_cannot_be_written(tmp_path):
     # a file where the folder would be: nobody, not even root, can write there
     (package / "tokenizers" / "__pycache__").write_text("")
     code = ("from lmcourse.tokenizers import fast_pieces as f; import numpy;"
-            "f._grown(numpy.zeros(2)); print(f.__file__)")
+            "f._grown(numpy.zeros(2), 0.0); print(f.__file__)")
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True,
         check=True, env=os.environ | {

@@ -498,7 +498,7 @@ class Unigram(Tokenizer):
 
     def _encode_plain(self, text):
         if self._encoder:
-            return self._encoder(text).tolist()
+            return self._encoder.encode(text)
         ids, known = [], self._known
         for word in self._words(text):
             if word not in known:
@@ -511,7 +511,7 @@ class Unigram(Tokenizer):
 
     def _plain_to_numpy(self, text):
         if self._encoder:
-            return self._encoder(text)
+            return self._encoder.encode_to_numpy(text)
         return super()._plain_to_numpy(text)
 
     def sample(self, text, *, generator, exponent=0.1):
@@ -551,21 +551,27 @@ class Unigram(Tokenizer):
         return text.removeprefix(" ") if self.prefix_space else text
 
 # %% ../../nbs/13_unigram.ipynb #86c7352a
-def _spaced(text, normalizer, prefix_space):
-    """The text with marks for spaces, and a space before each mark."""
+def _prepared(text, normalizer, prefix_space):
+    """The text, normalized, with a space in front if it gets one."""
     if normalizer:
         text = normalizer(text)
-    text = _prefixed(text, prefix_space, spaces=f" {SPACE}")
+    return _prefixed(text, prefix_space, spaces=f" {SPACE}")
+
+
+def _spaced(text, normalizer, prefix_space):
+    """The text with marks for spaces, and a space before each mark."""
+    text = _prepared(text, normalizer, prefix_space)
     return text.replace(" ", f" {SPACE}")
 
 
 def _count_spaced(texts, normalizer, prefix_space):
     """How often each word occurs; a word begins at a space."""
     fast, counts = _compiled_pieces(), Counter()
-    spaced = (_spaced(text, normalizer, prefix_space) for text in texts)
     if fast:
-        return fast.count_spaced(spaced)
-    for text in spaced:
+        return fast.count_spaced(_prepared(text, normalizer, prefix_space)
+                                 for text in texts)
+    for text in texts:
+        text = _spaced(text, normalizer, prefix_space)
         counts.update(text.split(" "))
     del counts[""]
     return counts

@@ -377,7 +377,7 @@ class WordPiece(Tokenizer):
 
     def _encode_plain(self, text):
         if self._encoder:
-            return self._encoder(text).tolist()
+            return self._encoder.encode(text)
         ids, known = [], self._known
         for word in _normalized_words(text, self.normalizer, self._map):
             if word not in known:
@@ -396,7 +396,7 @@ class WordPiece(Tokenizer):
 
     def _plain_to_numpy(self, text):
         if self._encoder:
-            return self._encoder(text)
+            return self._encoder.encode_to_numpy(text)
         return super()._plain_to_numpy(text)
 
     def _decode_plain(self, ids, errors):
