@@ -6,6 +6,7 @@ PORT ?= 8000
 CH ?=
 BIN := .venv/bin
 READY := .venv/.ready
+OTHER := .venv/.other
 SITE := _site
 export TQDM_DISABLE ?=
 NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider --nbval \
@@ -21,7 +22,12 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-env: $(READY)  ## prepare .venv with everything that the tests need
+# a second version of Python, where one is installed, for what needs no torch
+$(OTHER): $(READY)
+	$(BIN)/python tools/other_python.py .venv/other
+	@touch $@
+
+env: $(READY) $(OTHER)  ## prepare .venv with everything that the tests need
 
 html: $(READY)  ## build the book into _site
 	$(BIN)/python -m sphinx -b html -c book nbs $(SITE) -W --keep-going -q -j auto
@@ -29,7 +35,7 @@ html: $(READY)  ## build the book into _site
 book: html  ## build the book and serve it on 127.0.0.1:$(PORT)
 	$(BIN)/python tools/serve.py $(SITE) $(PORT)
 
-test: $(READY)  ## everything that CI runs
+test: $(READY) $(OTHER)  ## everything that CI runs
 	PYTHON=$(BIN)/python sh tools/browser.sh
 	$(BIN)/python -m pytest -q tests --ignore tests/test_pages.py
 	$(NBVAL) nbs

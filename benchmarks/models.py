@@ -1,46 +1,66 @@
-"""The training step, side by side with transformers and a plain reference.
+"""The training step, side by side with transformers and nanoGPT's way.
 
-    python benchmarks/models.py [--rounds 5] [--only tiny gpt2]
+    python benchmarks/models.py [--part tiny] [--part gpt2] [--rounds 5]
 
-nanoGPT itself is on no package index, so a reference stands in for it that
-is written as plainly as one writes a GPT-2 in PyTorch: fused attention,
-F.gelu, all logits, F.cross_entropy, AdamW with torch's defaults. It is not
-nanoGPT; read its row as "the plain way". All candidates start from random
-weights, see the same batches, clip to norm 1 and use no dropout.
+Two pairs, each of two programs for one and the same function. GPT-2 as it was
+published (GELU by a tanh): lmcourse and transformers' GPT2LMHeadModel. GPT-2
+as nanoGPT has it (exact GELU): lmcourse with that activation, and a stand-in
+for nanoGPT, which is on no package index. The stand-in was written for this
+script; it makes the same operations: fused attention, dropout modules at
+zero, tied weights, all logits, F.cross_entropy, two groups of parameters for
+AdamW. All get torch's fused AdamW (nanoGPT asks for it on a GPU only; the
+library's Trainer uses it by default), start from random weights, see the same
+batches and clip to norm 1.
 
-Speed: candidates take turns within one process, one step each per round;
-the median over the rounds, in seconds of CPU (all threads) and of wall.
-Memory: each candidate makes two steps in a fresh process; the peak resident
-memory, and the same less what was resident before the model was built.
+Speed: all candidates take turns within one process, one step each per round;
+medians over the rounds, in seconds of CPU (all threads) and of wall, and the
+median of the ratios within a round. Memory: each candidate makes two steps in
+a fresh process; the peak resident memory above what was resident before the
+model was built. It is measured at the batch of the speed runs and at a larger
+one, where what is kept for the backward pass counts for more.
+
+With --part, only this part of the results is measured and replaced.
 """
 
 import argparse
+import datetime
 import json
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"  # a waiting thread is no work
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve()
+               != Path(__file__).resolve().parent]  # it has a tokenizers.py
 
-import psutil
-import torch
-import torch.nn.functional as F
-from torch import nn
+import psutil  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+import transformers  # noqa: E402
+from torch import nn  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "models.md"
+from lmcourse.layers.transformer import (  # noqa: E402
+    Transformer,
+    TransformerConfig,
+)
+from lmcourse.training import TrainingConfig, _Trainer  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
 SIZES = {
     "tiny": dict(V=8192, D=256, L=6, H=4, T=256, B=8, threads=1),
     "gpt2": dict(V=50304, D=768, L=12, H=12, T=256, B=2, threads=2),
 }
+LARGER_BATCH = {"tiny": 16, "gpt2": 8}
 
 
-class PlainBlock(nn.Module):
-    """A GPT-2 block as one writes it without a second thought."""
+class NanoBlock(nn.Module):
+    """A block of the stand-in."""
 
     def __init__(self, D, H):
         super().__init__()
@@ -48,23 +68,26 @@ class PlainBlock(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(D), nn.LayerNorm(D)
         self.qkv, self.out = nn.Linear(D, 3 * D), nn.Linear(D, D)
         self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
+        self.gelu, self.drop = nn.GELU(), nn.Dropout(0.0)
 
     def forward(self, x):
         B, T, D = x.shape
-        q, k, v = (y.view(B, T, self.H, -1).transpose(1, 2)
+        q, k, v = (y.view(B, T, self.H, D // self.H).transpose(1, 2)
                    for y in self.qkv(self.ln_1(x)).split(D, dim=2))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).reshape(B, T, D))
-        return x + self.down(F.gelu(self.up(self.ln_2(x))))
+        y = y.transpose(1, 2).contiguous().view(B, T, D)
+        x = x + self.drop(self.out(y))
+        return x + self.drop(self.down(self.gelu(self.up(self.ln_2(x)))))
 
 
-class Plain(nn.Module):
-    """Embeddings, blocks, norm, and all the logits."""
+class Nano(nn.Module):
+    """Embeddings, blocks, a norm, all the logits, and their loss."""
 
     def __init__(self, V, D, L, H, T):
         super().__init__()
         self.tokens, self.places = nn.Embedding(V, D), nn.Embedding(T, D)
-        self.blocks = nn.ModuleList(PlainBlock(D, H) for _ in range(L))
+        self.drop = nn.Dropout(0.0)
+        self.blocks = nn.ModuleList(NanoBlock(D, H) for _ in range(L))
         self.norm = nn.LayerNorm(D)
         self.head = nn.Linear(D, V, bias=False)
         self.head.weight = self.tokens.weight
@@ -72,43 +95,45 @@ class Plain(nn.Module):
             if p.ndim > 1:
                 nn.init.normal_(p, std=0.02)
 
-    def forward(self, ids):
-        x = self.tokens(ids) + self.places.weight[:ids.shape[1]]
+    def forward(self, ids, labels):
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        x = self.drop(x)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        logits = self.head(self.norm(x))
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]),
+                               labels.reshape(-1), ignore_index=-1)
 
 
-def plain_step(size):
-    """A step of the plain reference."""
-    model = Plain(*(size[k] for k in "VDLHT"))
-
-    def loss_of(batch):
-        logits = model(batch[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-
-    return torch_step(model, loss_of)
+def nano_step(size):
+    """A step of the stand-in for nanoGPT."""
+    model = Nano(*(size[k] for k in "VDLHT"))
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2],
+         "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim < 2],
+         "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95),
+                                  fused=True)
+    return usual_step(model, optimizer,
+                      lambda batch: model(batch[:, :-1], batch[:, 1:]))
 
 
 def library_step(size):
     """A step of transformers' GPT2LMHeadModel."""
-    import transformers
-
     transformers.logging.set_verbosity_error()
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=size["V"], n_positions=size["T"] + 1, n_embd=size["D"],
         n_layer=size["L"], n_head=size["H"], resid_pdrop=0.0, embd_pdrop=0.0,
         attn_pdrop=0.0, bos_token_id=0, eos_token_id=0))
-    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     # the library shifts the labels itself: it reads one token more
-    return torch_step(model, lambda batch: model(
+    return usual_step(model.train(), optimizer, lambda batch: model(
         batch, labels=batch, use_cache=False).loss)
 
 
-def torch_step(model, loss_of):
+def usual_step(model, optimizer, loss_of):
     """The usual loop around a loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
     def step(batch):
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(batch)
@@ -120,14 +145,11 @@ def torch_step(model, loss_of):
     return step
 
 
-def our_step(size):
+def our_step(size, activation="gelu_tanh"):
     """A step of `lmcourse.training.fit`, by its own pieces."""
-    from lmcourse.layers.transformer import Transformer, TransformerConfig
-    from lmcourse.training import TrainingConfig, _Trainer
-
     model = Transformer(TransformerConfig(
         size["V"], size["T"], size["D"], size["L"], size["H"], 4 * size["D"],
-        feed_forward="gelu_tanh"))
+        feed_forward=activation))
     trainer = _Trainer(model, TrainingConfig(steps=1000), "causal")
 
     def step(batch):
@@ -138,8 +160,13 @@ def our_step(size):
     return step
 
 
-CANDIDATES = {"lmcourse": our_step, "transformers": library_step,
-              "plain PyTorch": plain_step}
+CANDIDATES = {
+    "lmcourse": our_step,
+    "transformers": library_step,
+    "lmcourse, exact GELU": lambda size: our_step(size, "gelu"),
+    "nanoGPT's way": nano_step,
+}
+RIVALS = {"transformers": "lmcourse", "nanoGPT's way": "lmcourse, exact GELU"}
 
 
 def some_batch(size, seed):
@@ -149,7 +176,7 @@ def some_batch(size, seed):
 
 
 def speed(size, rounds):
-    """Median seconds (CPU, wall) of each candidate, taking turns."""
+    """Seconds (CPU, wall) of each candidate in each round, taking turns."""
     torch.set_num_threads(size["threads"])
     torch.manual_seed(0)
     steps = {name: make(size) for name, make in CANDIDATES.items()}
@@ -162,14 +189,11 @@ def speed(size, rounds):
             if number >= 0:
                 times[name].append((time.process_time() - cpu,
                                     time.perf_counter() - wall))
-    return {name: [statistics.median(x) for x in zip(*t, strict=True)]
-            for name, t in times.items()}
+    return times
 
 
 def memory_here(name, size):
-    """Peak of this process in MB after two steps: whole, and less before."""
-    import transformers  # noqa: F401  (so that all start from the same)
-
+    """Peak of this process after two steps, less what was there, in MB."""
     torch.set_num_threads(size["threads"])
     before = psutil.Process().memory_info().rss / 1e6
     step = CANDIDATES[name](size)
@@ -178,65 +202,103 @@ def memory_here(name, size):
     # getrusage's maximum would be the parent's, which comes along
     status = Path("/proc/self/status").read_text()
     peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e6
-    return peak, peak - before
+    return peak - before
 
 
-def memory(name, key):
+def memory(name, key, batch_size):
     """`memory_here`, in a fresh process."""
-    out = subprocess.run(
-        [sys.executable, __file__, "--memory", name, key], check=True,
-        capture_output=True, text=True).stdout
-    return json.loads(out.splitlines()[-1])
+    run = subprocess.run(
+        [sys.executable, __file__, "--memory", name, key, str(batch_size)],
+        capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{name}, {key}:\n{run.stderr}")
+    return float(run.stdout.splitlines()[-1])
 
 
-def table(key, rounds):
-    """The lines of one size's table."""
+def measure(key, rounds):
+    """All numbers of one size."""
     size = SIZES[key]
-    times = speed(size, rounds)
-    peaks = {name: memory(name, key) for name in CANDIDATES}
-    ours = times["lmcourse"][0]
+    load = os.getloadavg()[0]
+    peaks = {B: {name: memory(name, key, B) for name in CANDIDATES}
+             for B in (size["B"], LARGER_BATCH[key])}
+    return {"date": datetime.date.today().isoformat(), "load": load,
+            "rounds": rounds, "times": speed(size, rounds), "peaks": peaks}
+
+
+def table(key, result):
+    """The lines of one size's tables."""
+    size, times = SIZES[key], result["times"]
     lines = [f"## {key}: " + ", ".join(f"{k} {v}" for k, v in size.items()),
-             "", "| | CPU s/step | wall s/step | CPU, relative to ours | "
-             "peak MB | peak MB above the start | peak, relative to ours |",
-             "|---|---|---|---|---|---|---|"]
-    for name, (cpu, wall) in times.items():
-        whole, above = peaks[name]
-        lines.append(
-            f"| {name} | {cpu:.3f} | {wall:.3f} | {cpu / ours:.2f} | "
-            f"{whole:.0f} | {above:.0f} | "
-            f"{whole / peaks['lmcourse'][0]:.2f} |")
+             "", f"{result['date']}, {result['rounds']} rounds, load at the "
+             f"start {result['load']:.1f}.", "",
+             "| | CPU s/step | wall s/step | CPU, relative to ours |",
+             "|---|--:|--:|--:|"]
+    for name, runs in times.items():
+        cpu, wall = (median(x) for x in zip(*runs, strict=True))
+        ratio = ""
+        if name in RIVALS:
+            both = zip(runs, times[RIVALS[name]], strict=True)
+            ratio = f"{median(x[0] / ours[0] for x, ours in both):.2f}"
+        lines.append(f"| {name} | {cpu:.3f} | {wall:.3f} | {ratio} |")
+    sizes = [*result["peaks"]]
+    sizes = [*result["peaks"]]
+    lines += ["", "Peak memory, MB above the start:", "", "| | " + " | ".join(
+        f"B {B} | ours / theirs" for B in sizes) + " |",
+        "|---|" + "--:|--:|" * len(sizes)]
+    for name in times:
+        line = f"| {name} |"
+        for peaks in result["peaks"].values():
+            share = (f"{peaks[RIVALS[name]] / peaks[name]:.2f}"
+                     if name in RIVALS else "")
+            line += f" {peaks[name]:.0f} | {share} |"
+        lines.append(line)
     return [*lines, ""]
+
+
+def machine():
+    """One line on where this runs."""
+    processor = next((line.split(":")[1].strip() for line in
+                      Path("/proc/cpuinfo").read_text().splitlines()
+                      if line.startswith("model name")), platform.machine())
+    return (f"{processor}, {os.cpu_count()} cores, Python "
+            f"{platform.python_version()}, torch {torch.__version__}, "
+            f"transformers {transformers.__version__}.")
+
+
+def write(results):
+    """`results/models.md` from all parts that were ever measured."""
+    lines = ["# The training step, side by side", "",
+             "Written by `benchmarks/models.py`; its docstring says how. "
+             "nanoGPT itself was not available; \"nanoGPT's way\" is a "
+             "stand-in. No GPU was available.", "", results["machine"], ""]
+    for key in SIZES:
+        if key in results:
+            lines += table(key, results[key])
+    (RESULTS / "models.md").write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=SIZES, default=[*SIZES])
-    parser.add_argument("--memory", nargs=2, metavar=("NAME", "SIZE"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--part", action="append", choices=SIZES)
+    parser.add_argument("--memory", nargs=3, metavar=("NAME", "SIZE", "B"))
     arguments = parser.parse_args()
     if arguments.memory:
-        name, key = arguments.memory
-        print(json.dumps(memory_here(name, SIZES[key])))
+        name, key, batch_size = arguments.memory
+        print(memory_here(name, SIZES[key] | {"B": int(batch_size)}))
         return
-    import transformers
-
-    processor = next((line.split(":")[1].strip() for line in
-                      Path("/proc/cpuinfo").read_text().splitlines()
-                      if line.startswith("model name")), platform.machine())
-    RESULTS.parent.mkdir(exist_ok=True)
-    lines = [
-        "# The training step, side by side", "",
-        "Written by `benchmarks/models.py`; its docstring says how. "
-        "nanoGPT was not available; \"plain PyTorch\" is a stand-in written "
-        "for this benchmark. No GPU was available.", "",
-        f"{processor}, {os.cpu_count()} cores (load at the start "
-        f"{os.getloadavg()[0]:.1f}), Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; {arguments.rounds} rounds.", ""]
-    for key in arguments.only:
-        lines += table(key, arguments.rounds)
-        RESULTS.write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+    if arguments.rounds < 5:
+        parser.error(f"--rounds {arguments.rounds}: must be at least 5")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "models.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results["machine"] = machine()
+    for key in arguments.part or SIZES:
+        results[key] = measure(key, arguments.rounds)
+        results = json.loads(json.dumps(results))
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        write(results)
 
 
 if __name__ == "__main__":

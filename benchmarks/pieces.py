@@ -1,37 +1,38 @@
-"""WordPiece and Unigram beside `tokenizers` and sentencepiece.
+"""WordPiece and Unigram side by side with `tokenizers` and sentencepiece.
 
-    python benchmarks/pieces.py [MB]
+    .venv/bin/python benchmarks/pieces.py [--rounds 5] [--part NAME]
 
-Candidates take turns inside one process; medians of five rounds; CPU seconds
-of the process and wall seconds. The text comes from the documentation and
-the source files of this machine, distinct and not repeated; half of it
-trains, and the other half is encoded, so that no encoder has seen it. Encoders
-are made anew for each round, so that no cache is warm. Writes
-results/pieces.md.
+Text is taken from the documentation and source files of this machine; no
+paragraph is in it twice. All candidates of a table take turns in one process,
+and a table shows medians over the rounds. What is encoded was not learned
+from, and memories of words are emptied ahead of each round. With `--part`
+(wordpiece-encode, wordpiece-train, unigram-encode, unigram-train) only that
+table is measured, and no file is written.
 """
 
-import importlib.metadata
+import argparse
 import io
 import os
-import platform
-import statistics
 import sys
-import time
 from pathlib import Path
 
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAYON_NUM_THREADS"] = "1"
+# not the folder of this file, where a file has a library's name
+sys.path[0] = str(Path(__file__).parents[1])
 
 import sentencepiece  # noqa: E402
-from tokenizers import (  # noqa: E402
-    Tokenizer,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
+import tokenizers  # noqa: E402
 
+from benchmarks.side_by_side import (  # noqa: E402
+    machine,
+    nothing,
+    table,
+    take_turns,
+    texts_of_this_machine,
+    write_results,
+)
 from lmcourse.tokenizers.unigram import Unigram  # noqa: E402
 from lmcourse.tokenizers.wordpiece import (  # noqa: E402
     WordPiece,
@@ -39,158 +40,166 @@ from lmcourse.tokenizers.wordpiece import (  # noqa: E402
     likelihood_score,
 )
 
-ROUNDS = 5
-RESULTS = Path(__file__).parent / "results" / "pieces.md"
+VOCAB_SIZE = 8_000
+KINDS = {".md", ".rst", ".txt", ".html", ".py"}
 
 
-def collect(megabytes):
-    """Distinct documents of about 10 kB from this machine's files."""
-    folders = [Path("/usr/share/doc"), Path("/usr/share/perl"),
-               Path(os.__file__).parent, *map(Path, sys.path[1:])]
-    seen, size, documents = set(), 0, []
-    paths = (path for folder in folders if folder.is_dir()
-             for pattern in ("*.rst", "*.md", "*.txt", "*.pod", "*.py")
-             for path in sorted(folder.rglob(pattern)))
-    for path in paths:
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        if len(text) < 2_000 or hash(text) in seen:
-            continue
-        seen.add(hash(text))
-        documents += [text[i:i + 10_000] for i in range(0, len(text), 10_000)]
-        size += len(text.encode())
-        if size > megabytes * 1e6:
+def bytes_of(texts):
+    return sum(len(text.encode()) for text in texts)
+
+
+def part_of(texts, size):
+    """The first texts of about `size` megabytes."""
+    kept, n = [], 0
+    for text in texts:
+        if n >= 1e6 * size:
             break
-    return documents
-
-
-def interleaved(candidates):
-    """Median CPU and wall seconds of each, the candidates by turns."""
-    times = {name: [] for name in candidates}
-    for _ in range(ROUNDS):
-        for name, (prepare, work) in candidates.items():
-            ready = prepare()
-            cpu, wall = time.process_time(), time.perf_counter()
-            work(ready)
-            times[name].append((time.process_time() - cpu,
-                                time.perf_counter() - wall))
-    return {name: [statistics.median(column) for column in
-                   zip(*values, strict=True)]
-            for name, values in times.items()}
-
-
-def nothing():
-    return None
+        kept.append(text)
+        n += len(text.encode())
+    return kept
 
 
 def hf_wordpiece(model):
-    other = Tokenizer(model)
-    other.normalizer = normalizers.BertNormalizer()
-    other.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return other
+    hf = tokenizers.Tokenizer(model)
+    hf.normalizer = tokenizers.normalizers.BertNormalizer()
+    hf.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    return hf
 
 
-def hf_train(documents, size):
-    other = hf_wordpiece(models.WordPiece(unk_token="[UNK]"))
-    other.train_from_iterator(documents, trainers.WordPieceTrainer(
+def hf_train(texts, size):
+    hf = hf_wordpiece(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    hf.train_from_iterator(texts, tokenizers.trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=["[UNK]"], show_progress=False))
 
 
-def sp_train(documents, size):
-    """sentencepiece; it cannot read more than a line at a time."""
+def lines_of(texts):
+    """sentencepiece cannot read more than a line at a time."""
+    return [line for text in texts for line in text.split("\n") if line]
+
+
+def sp_train(lines):
     model = io.BytesIO()
-    lines = (line for text in documents for line in text.split("\n") if line)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_writer=model, vocab_size=size,
-        model_type="unigram", normalization_rule_name="identity",
-        remove_extra_whitespaces=False, byte_fallback=True, num_threads=1,
-        minloglevel=2, hard_vocab_limit=False)
+        sentence_iterator=iter(lines), model_writer=model,
+        vocab_size=VOCAB_SIZE, model_type="unigram",
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
+        byte_fallback=True, num_threads=1, minloglevel=2,
+        hard_vocab_limit=False)
     return model.getvalue()
 
 
-def fresh(tokenizer):
-    """A copy without any cache, but with its tables made."""
-    copy = tokenizer.__reduce__()
-    copy = copy[0](*copy[1])
-    copy.encode("warm")
-    return copy
+def as_unigram(sp):
+    """A sentencepiece model as one of ours."""
+    names = [sp.id_to_piece(i) for i in range(sp.get_piece_size())]
+    special = {name: i for i, name in enumerate(names)
+               if sp.is_control(i) or sp.is_unknown(i)}
+    return Unigram(
+        vocab={n: i for i, n in enumerate(names) if n not in special},
+        special_tokens=special, unk_token="<unk>",
+        scores={name: sp.get_score(i) for i, name in enumerate(names)
+                if name not in special and not sp.is_byte(i)})
 
 
-def table(title, times, base, megabytes):
-    rows = [f"\n## {title}\n", "| | CPU s | wall s | MB/s (CPU) | against "
-            f"{base} |", "|---|---|---|---|---|"]
-    for name, (cpu, wall) in times.items():
-        rows.append(f"| {name} | {cpu:.3f} | {wall:.3f} | "
-                    f"{megabytes / cpu:.1f} | {times[base][0] / cpu:.1f}x |")
-    return rows
+def readers(own, texts):
+    """Our two candidates for encoding."""
+    forget = own._encoder.forget
+    return {
+        "lmcourse, lists, cold": (
+            forget, lambda: [own.encode(t) for t in texts]),
+        "lmcourse, arrays, cold": (
+            forget, lambda: [own.encode_to_numpy(t) for t in texts])}
+
+
+def wordpiece_encode(learn, read, rounds):
+    own = WordPiece.train(part_of(learn, 8), VOCAB_SIZE)
+    hf = hf_wordpiece(tokenizers.models.WordPiece(
+        {**own.vocab, "[UNK]": own._unk_id}, unk_token="[UNK]"))
+    for text, other in zip(read, hf.encode_batch_fast(read), strict=True):
+        assert own.encode(text) == other.ids
+    seconds = take_turns({
+        **readers(own, read),
+        "`tokenizers`": (nothing, lambda: [hf.encode(t).ids for t in read]),
+        "`tokenizers`, encode_batch_fast": (
+            nothing, lambda: hf.encode_batch_fast(read)),
+    }, rounds)
+    size = bytes_of(read)
+    return table(f"WordPiece, encoding, {size / 1e6:.0f} MB", seconds, size,
+                 ["`tokenizers`", "`tokenizers`, encode_batch_fast"],
+                 "Ids asserted equal in all documents.")
+
+
+def wordpiece_train(learn, read, rounds):
+    size, tables = bytes_of(learn), []
+    for vocab_size in (VOCAB_SIZE, 30_000):
+        seconds = take_turns({
+            score.__name__: (nothing, lambda score=score, n=vocab_size:
+                             WordPiece.train(learn, n, score=score))
+            for score in (frequency_score, likelihood_score)
+        } | {"`tokenizers` (frequency)": (
+            nothing, lambda n=vocab_size: hf_train(learn, n))}, rounds)
+        tables.append(table(
+            f"WordPiece, training, {size / 1e6:.0f} MB, {vocab_size:,} "
+            "tokens", seconds, size, ["`tokenizers` (frequency)"]))
+    return "\n".join(tables)
+
+
+def unigram_encode(learn, read, rounds):
+    sp = sentencepiece.SentencePieceProcessor(
+        model_proto=sp_train(lines_of(part_of(learn, 4))))
+    own = as_unigram(sp)
+    different = sum(own.encode(text) != sp.encode(text) for text in read)
+    seconds = take_turns({
+        **readers(own, read),
+        "sentencepiece": (nothing, lambda: [sp.encode(t) for t in read]),
+    }, rounds)
+    size = bytes_of(read)
+    return table(
+        f"Unigram, encoding, {size / 1e6:.0f} MB", seconds, size,
+        ["sentencepiece"], f"Ids are equal in all but {different} of "
+        f"{len(read)} documents; those have cuts with equal scores, and "
+        "sentencepiece adds up in 32 bits. The model is its own.")
+
+
+def unigram_train(learn, read, rounds):
+    lines = lines_of(part_of(learn, 8))
+    size = bytes_of(lines)
+    seconds = take_turns({
+        "lmcourse": (nothing, lambda: Unigram.train(lines, VOCAB_SIZE)),
+        "sentencepiece": (nothing, lambda: sp_train(lines)),
+    }, rounds)
+    return table(f"Unigram, training, {size / 1e6:.0f} MB of lines", seconds,
+                 size, ["sentencepiece"])
+
+
+PARTS = {"wordpiece-encode": wordpiece_encode,
+         "wordpiece-train": wordpiece_train,
+         "unigram-encode": unigram_encode, "unigram-train": unigram_train}
 
 
 def main():
-    megabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 8
-    documents = collect(2 * megabytes)
-    learn, read = documents[::2], documents[1::2]
-    mb = [sum(len(t.encode()) for t in part) / 1e6 for part in (learn, read)]
-    lines = [[line for t in part for line in t.split("\n") if line]
-             for part in (learn, read)]
-    size = 8_000
-
-    word = WordPiece.train(learn, size)
-    unigram = Unigram.train(learn, size)
-    hf = hf_wordpiece(models.WordPiece(
-        {**word.vocab, "[UNK]": word._unk_id}, unk_token="[UNK]"))
-    sp = sentencepiece.SentencePieceProcessor(
-        model_proto=sp_train(learn, size))
-
-    rows = []
-    rows += table("WordPiece, encoding", interleaved({
-        "tokenizers": (nothing, lambda _: [hf.encode(t) for t in read]),
-        "tokenizers, batch fast": (
-            nothing, lambda _: hf.encode_batch_fast(read)),
-        "lmcourse, lists": (lambda: fresh(word), lambda own: [
-            own.encode(t) for t in read]),
-        "lmcourse, arrays": (lambda: fresh(word), lambda own: [
-            own.encode_to_numpy(t) for t in read]),
-    }), "tokenizers, batch fast", mb[1])
-    rows += table("WordPiece, training", interleaved({
-        "tokenizers (frequency)": (nothing, lambda _: hf_train(learn, size)),
-        "lmcourse, frequency_score": (nothing, lambda _: WordPiece.train(
-            learn, size, score=frequency_score)),
-        "lmcourse, likelihood_score": (nothing, lambda _: WordPiece.train(
-            learn, size, score=likelihood_score)),
-    }), "tokenizers (frequency)", mb[0])
-    rows += table("Unigram, encoding (documents)", interleaved({
-        "sentencepiece": (nothing, lambda _: [sp.encode(t) for t in read]),
-        "lmcourse, lists": (lambda: fresh(unigram), lambda own: [
-            own.encode(t) for t in read]),
-        "lmcourse, arrays": (lambda: fresh(unigram), lambda own: [
-            own.encode_to_numpy(t) for t in read]),
-    }), "sentencepiece", mb[1])
-    rows += table("Unigram, training (lines)", interleaved({
-        "sentencepiece": (nothing, lambda _: sp_train(learn, size)),
-        "lmcourse": (nothing, lambda _: Unigram.train(lines[0], size)),
-    }), "sentencepiece", mb[0])
-
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}"
-                         for name in ("tokenizers", "sentencepiece", "numba",
-                                      "numpy"))
-    cpu = next((line.split(":")[1].strip() for line in
-                Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())
-    head = [
-        "# WordPiece and Unigram", "",
-        f"{cpu}, {os.cpu_count()} cores; Python "
-        f"{platform.python_version()}, {versions}. One thread each, "
-        f"vocabulary of {size:,}, {mb[0]:.1f} MB to learn from and "
-        f"{mb[1]:.1f} MB to read, of this machine's documentation and "
-        f"sources; medians of {ROUNDS} rounds, candidates by turns. Load "
-        f"average at the end: {os.getloadavg()[0]:.1f}.", "",
-        "Encoders are new in each round, so that nothing is cached. The "
-        "vocabularies of WordPiece are equal; sentencepiece has its own."]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("\n".join(head + rows) + "\n")
-    print(RESULTS.read_text())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--part", choices=PARTS)
+    options = parser.parse_args()
+    texts = texts_of_this_machine(33, KINDS)
+    read = part_of(texts, 8)
+    learn = texts[len(read):]
+    WordPiece.train(learn[:9], 1_000).encode("é")  # compile
+    Unigram.train(learn[:9], 1_000).encode("é")
+    sections = [
+        "# WordPiece and Unigram: lmcourse and its compiled peers", "",
+        machine(["numba", "numpy", "tokenizers", "sentencepiece"]), "",
+        f"Medians of {options.rounds} rounds, all candidates of a table "
+        "taking turns in one process, one thread each; vocabularies of "
+        f"{VOCAB_SIZE:,} where nothing else is said. MB are millions of "
+        "UTF-8 bytes. A column \"x peer\" divides the peer's CPU seconds by "
+        "the row's: above 1 is faster than the peer. \"Cold\" means that "
+        "the memory of words was empty.", ""]
+    for name, part in PARTS.items():
+        if options.part in (None, name):
+            sections.append(part(learn, read, options.rounds))
+    if not options.part:
+        write_results("pieces.md", sections)
 
 
 if __name__ == "__main__":

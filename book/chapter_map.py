@@ -1,18 +1,20 @@
 """The directive `{chapter-map}`: a drawing of which chapter needs which.
 
 It is drawn from the imports of the notebooks while the book is built, so it
-cannot be out of date. Each box is a link.
+cannot be out of date. The chapters stand in one column, so that a phone shows
+them at full size; each is a link. Left of them every chapter that others need
+has a line of its own, which leads down to all of them.
 """
 
 import html
-import textwrap
 
 import chapters
 from docutils import nodes
-from docutils.parsers.rst import Directive
+from sphinx.util.docutils import SphinxDirective
 
-COLUMNS, WIDTH, HEIGHT = 3, 128, 46  # boxes in a row, and their size
-GAP_X, GAP_Y, MARGIN = 12, 34, 4
+WIDTH, HEIGHT, STEP = 292, 26, 32  # of a box, and from one to the next
+PART_GAP, LANE, MARGIN, BEND = 12, 13, 4, 6
+COLORS = 4  # book.css has as many
 
 
 def direct(needs):
@@ -25,67 +27,106 @@ def direct(needs):
             for stem, others in needs.items()}
 
 
-def positions(stems):
-    """The upper left corner of each box: a new row for each part."""
-    places, row, column, part = {}, -1, COLUMNS, None
+def users(needs):
+    """For each chapter that others need, the ones that need it."""
+    found = {}
+    for stem, others in needs.items():
+        for other in others:
+            found.setdefault(other, []).append(stem)
+    return found
+
+
+def lanes(used):
+    """A lane for each chapter with users, counted from the boxes.
+
+    Short lines come first, and get the lanes next to the boxes.
+    """
+    taken = []  # for each lane, its (first, last)
+    lane_of = {}
+    spans = {stem: (stem, max(others)) for stem, others in used.items()}
+    order = list(used)
+    for stem in sorted(order, key=lambda s: (sum(
+            spans[s][0] <= other <= spans[s][1] for other in order), s)):
+        first, last = spans[stem]
+        lane = next((i for i, lane in enumerate(taken) if all(
+            last < start or end < first for start, end in lane)), len(taken))
+        if lane == len(taken):
+            taken.append([])
+        taken[lane].append((first, last))
+        lane_of[stem] = lane
+    return lane_of
+
+
+def heights(stems):
+    """The middle of each box from the top; parts are a little apart."""
+    y, part, middles = MARGIN + HEIGHT / 2, None, {}
     for stem in stems:
-        if stem[0] != part or column == COLUMNS:
-            row, column, part = row + 1, 0, stem[0]
-        places[stem] = (MARGIN + column * (WIDTH + GAP_X),
-                        MARGIN + row * (HEIGHT + GAP_Y))
-        column += 1
-    return places
+        if part not in (None, stem[0]):
+            y += PART_GAP
+        middles[stem], part = y, stem[0]
+        y += STEP
+    return middles
 
 
-def box(place, path):
+def line(x, lane, start, ends):
+    """The path from a box at height `start` to those at `ends`."""
+    turn = x - LANE * (lane + 1)
+    down = max(ends) - 5 - BEND
+    parts = [f"M{x} {start + 5} H{turn + BEND} Q{turn} {start + 5} "
+             f"{turn} {start + 5 + BEND} V{down}"]
+    parts += [f"M{turn} {end - 5 - BEND} Q{turn} {end - 5} "
+              f"{turn + BEND} {end - 5} H{x}" for end in ends]
+    return " ".join(parts)
+
+
+def arrow_head(x, y):
+    return f"M{x} {y - 5} l-6 -3.5 v7 z"
+
+
+def box(x, y, path, needs):
     """A linked box with the number and the title of a chapter."""
-    x, y = place
     number, _, name = chapters.title(path).partition(" · ")
-    lines = textwrap.wrap(f"{number} {name}", 19, max_lines=2,
-                          placeholder=" …")
-    top = y + HEIGHT / 2 - 8 * len(lines) + 12
-    text = "".join(
-        f'<text x="{x + WIDTH / 2}" y="{top + 16 * i}">'
-        f'{html.escape(line)}</text>' for i, line in enumerate(lines))
-    return (f'<a href="{path.stem}.html"><title>{html.escape(name)}</title>'
-            f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" '
-            f'rx="6"/>{text}</a>')
-
-
-def arrow(start, end):
-    """A line from the box that is needed to the box that needs it."""
-    (x0, y0), (x1, y1) = start, end
-    if y0 == y1:
-        x0, y0, y1 = x0 + WIDTH, y0 + HEIGHT / 2, y1 + HEIGHT / 2
-    else:
-        x0, y0, x1 = x0 + WIDTH / 2, y0 + HEIGHT, x1 + WIDTH / 2
-    bend = (y1 - y0) / 2
-    return (f'<path d="M{x0} {y0} C{x0} {y0 + bend} {x1} {y1 - bend} '
-            f'{x1} {y1}" marker-end="url(#tip)"/>')
+    needed = ", ".join(stem.split("_")[0] for stem in needs)
+    label = f"{number} {name}" + (f", builds on {needed}" if needed else "")
+    return (f'<a href="{path.stem}.html" aria-label="{html.escape(label)}">'
+            f'<rect x="{x}" y="{y - HEIGHT / 2}" width="{WIDTH}" '
+            f'height="{HEIGHT}" rx="5"/><text x="{x + 10}" y="{y + 4.5}">'
+            f'<tspan class="number">{number}</tspan> {html.escape(name)}'
+            '</text></a>')
 
 
 def draw():
     """The map as SVG, in the colors of the theme."""
     paths = {path.stem: path for path in chapters.chapters()}
-    places = positions(paths)
-    arrows = [arrow(places[other], places[stem])
-              for stem, others in direct(chapters.dependencies()).items()
-              for other in others]
-    boxes = [box(place, paths[stem]) for stem, place in places.items()]
-    width = 2 * MARGIN + COLUMNS * (WIDTH + GAP_X) - GAP_X
-    height = MARGIN * 2 + HEIGHT + max(y for _, y in places.values())
+    needs = direct(chapters.dependencies())
+    used = users(needs)
+    lane_of = lanes(used)
+    middle = heights(paths)
+    x = MARGIN + LANE * (max(lane_of.values()) + 1) + 4
+    lines = []
+    for i, (stem, others) in enumerate(sorted(used.items())):
+        ends = [middle[other] for other in others]
+        heads = " ".join(arrow_head(x, end) for end in ends)
+        lines.append(
+            f'<g class="from-{i % COLORS}"><path d="'
+            f'{line(x, lane_of[stem], middle[stem], ends)}"/>'
+            f'<path class="head" d="{heads}"/></g>')
+    boxes = [box(x, middle[stem], path, needs[stem])
+             for stem, path in paths.items()]
+    width = x + WIDTH + MARGIN
+    height = max(middle.values()) + HEIGHT / 2 + MARGIN
     return (f'<svg class="chapter-map" viewBox="0 0 {width} {height}" '
-            'role="group" aria-label="Map: an arrow leads from each chapter '
-            'to the chapters that build on it"><defs><marker id="tip" '
-            'viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" '
-            'markerHeight="7" orient="auto"><path d="M0 0 L8 4 L0 8 z"/>'
-            f'</marker></defs>{"".join(arrows)}{"".join(boxes)}</svg>')
+            f'style="max-width: {width}px" role="group" aria-label="Map: an '
+            'arrow leads from each chapter to the chapters that build on '
+            f'it">{"".join(lines)}{"".join(boxes)}</svg>')
 
 
-class ChapterMap(Directive):
+class ChapterMap(SphinxDirective):
     """Put the map where the directive stands."""
 
     def run(self):
+        for path in chapters.chapters():  # draw again when one changes
+            self.env.note_dependency(str(path))
         return [nodes.raw("", draw(), format="html")]
 
 

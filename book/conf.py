@@ -3,7 +3,9 @@
     sphinx-build -b html -c book nbs _site
 """
 
+import base64
 import configparser
+import hashlib
 import importlib.util
 import json
 import re
@@ -37,6 +39,7 @@ extensions = [
 exclude_patterns = ["text/**", "**.ipynb_checkpoints", "conftest.py"]
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # "commonmark" knows no tables
 nb_output_stderr = "remove"
 nb_ipywidgets_js = {}  # the default loads two scripts from elsewhere
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
@@ -91,7 +94,10 @@ def dress_notebook(app, docname, source):
             metadata = cell["metadata"]
             if "fig-alt" in directives:
                 alt = directives["fig-alt"].strip("\"' ")
-                metadata["mystnb"] = {"image": {"alt": alt}}
+                image = {"alt": alt}
+                if max(map(picture_width, cell["outputs"])) > 760:
+                    image["classes"] = "wide"
+                metadata["mystnb"] = {"image": image}
             if "code-fold" in directives:
                 metadata.setdefault("tags", []).append("hide-input")
             cell["source"] = DIRECTIVE.sub("", text)
@@ -100,6 +106,12 @@ def dress_notebook(app, docname, source):
     if docname in RUNTIMES:
         show_runtime(cells[0], RUNTIMES[docname])
     source[0] = json.dumps(notebook)
+
+
+def picture_width(output):
+    """Pixels from left to right, as a PNG says in its bytes 16 to 19."""
+    png = "".join(output.get("data", {}).get("image/png", ""))
+    return int.from_bytes(base64.b64decode(png[:32])[16:20])
 
 
 def show_runtime(cell, seconds):
@@ -138,6 +150,10 @@ def copy_mathjax(app, exception):
 
 
 def setup(app):
+    # a change of this file, or of a run time, has all pages read again
+    app.add_config_value("read_with", hashlib.sha256(b"".join(
+        (HERE / name).read_bytes() for name in ("conf.py", "runtimes.json")
+    )).hexdigest(), "env")
     app.connect("source-read", dress_notebook)
     app.connect("autodoc-process-docstring", render_docstring)
     app.connect("build-finished", copy_mathjax)

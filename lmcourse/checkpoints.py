@@ -86,6 +86,8 @@ def read_header(path):
         except ValueError:
             raise ValueError(f"{path}: its header is not JSON, so it is no "
                              "safetensors file") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: its header holds no object")
     header.pop("__metadata__", None)
     return {name: _entry(path, name, entry, first=8 + length, size=size)
             for name, entry in header.items()}
@@ -100,6 +102,9 @@ def _entry(path, name, entry, *, first, size):
         raise ValueError(f"{path}: {name} is described by {entry}, must "
                          "have dtype, shape and data_offsets") from None
     width = _DTYPES[dtype].itemsize if dtype in _DTYPES else None
+    if not isinstance(start, int) or not isinstance(end, int):
+        raise ValueError(f"{path}: {name} lies at {entry['data_offsets']}, "
+                         "which must be whole numbers")
     if end > size:
         raise ValueError(f"{path}: {name} ends at byte {end}, the file at "
                          f"{size}: it is cut short")
@@ -199,6 +204,8 @@ def _find_family(settings, path):
     """The family that a config.json names."""
     model_type = settings.get("model_type")
     named = settings.get("architectures")
+    if not isinstance(named, list | None):
+        raise ValueError(f"{path}: architectures={named!r}: must be a list")
     found = [family for family in FAMILIES.values()
              if family.model_type == model_type]
     if not found:
@@ -358,39 +365,50 @@ def _check_rest(stored, used, family, bare):
 _BLOCK = 2 ** 24  # bytes of a file that are in memory at a time
 
 
-def _blocks(stored):
+def _buffer():
+    return torch.empty(_BLOCK, dtype=torch.uint8, device="cpu")
+
+
+def _blocks(stored, buffer):
     """Yield the rows of a stored tensor, a few at a time, with their place.
+
+    They lie in the buffer, where the next ones will be.
     """
     dtype, shape = _DTYPES[stored.dtype], stored.shape
     row = torch.Size(shape[1:]).numel() * dtype.itemsize
-    step = max(1, _BLOCK // row)
+    step = max(1, len(buffer) // max(1, row))
+    if row > len(buffer):
+        buffer = torch.empty(row, dtype=torch.uint8, device="cpu")
     with open(stored.path, "rb") as file:
         file.seek(stored.start)
         for start in range(0, shape[0], step):
             rows = slice(start, min(start + step, shape[0]))
-            block = torch.empty(rows.stop - start, *shape[1:], dtype=dtype)
-            file.readinto(block.view(torch.uint8).numpy())
-            yield rows, block
+            content = buffer[:(rows.stop - start) * row]
+            if file.readinto(content.numpy()) < len(content):
+                raise ValueError(f"{stored.path}: became shorter while it "
+                                 "was read")
+            yield rows, content.view(dtype).view(-1, *shape[1:])
 
 
 def _equal(stored, other):
     return (stored.shape, stored.dtype) == (other.shape, other.dtype) and all(
         torch.equal(a, b) for (_, a), (_, b) in
-        zip(_blocks(stored), _blocks(other), strict=True))
+        zip(_blocks(stored, _buffer()), _blocks(other, _buffer()),
+            strict=True))
 
 
 def _fill(plan, *, device, dtype, title):
     """Real tensors for the parameters, read from their files."""
     total = sum(_n_bytes(piece) for _, pieces in plan
                 for piece, _, _ in pieces)
-    filled = {}
+    filled, buffer = {}, _buffer()
     with tqdm(total=total, unit="B", unit_scale=True, desc=title,
               disable=total < 16 * _BLOCK) as bar:
         for parameter, pieces in plan:
             tensor = torch.empty(parameter.shape, device=device, dtype=dtype)
             for piece, part, turned in pieces:
                 target = tensor[part].T if turned else tensor[part]
-                for rows, block in _blocks(piece):
+                for rows, block in _blocks(piece, buffer):
                     target[rows] = block.to(device)
                     bar.update(block.nbytes)
             filled[parameter] = nn.Parameter(tensor)

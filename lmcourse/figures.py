@@ -25,8 +25,14 @@ def show_matrix(ax, matrix, *, rows, columns, xlabel, ylabel,
         decimals: digits after the point; None writes no values.
         vmin: the value of the darkest color; the smallest one if None.
         vmax: the value of the lightest color; the largest one if None.
+
+    Raises:
+        ValueError: if the labels are not as many as rows and columns.
     """
     matrix = np.asarray(matrix, dtype=float)
+    if matrix.shape != (len(rows), len(columns)):
+        raise ValueError(f"matrix: the shape is {matrix.shape}, must be "
+                         f"{(len(rows), len(columns))} as rows and columns")
     image = ax.imshow(matrix, vmin=vmin, vmax=vmax, aspect="auto")
     ax.grid(False)
     ax.set(xlabel=xlabel, ylabel=ylabel)

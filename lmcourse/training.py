@@ -275,8 +275,9 @@ class TokenBatches:
     """
 
     def __init__(self, input_ids, *, batch_size, length, seed=0):
-        _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
-        _require(length >= 1, "length", length, "at least 1")
+        for name, size in [("batch_size", batch_size), ("length", length)]:
+            _require(isinstance(size, int) and size >= 1, name, size,
+                     "a whole number, at least 1")
         self.input_ids = torch.as_tensor(input_ids)
         _require(self.input_ids.ndim == 1, "input_ids",
                  f"{tuple(self.input_ids.shape)}", "of one axis")

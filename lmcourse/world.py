@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SKILLS', 'SLIDE', 'PEOPLE', 'OTHERS', 'DAYS', 'VERBS', 'PLACES', 'FOODS', 'COUNTRIES', 'SEASONS', 'SPANISH', 'SHOWS',
            'CLUES', 'VERDICTS', 'STARS', 'DIGITS', 'TOPICS', 'Probe', 'Chance', 'pick_shares', 'Ledger', 'Person',
-           'Place', 'Country', 'held_out', 'allowed', 'Document', 'stories', 'documents', 'probes']
+           'Place', 'Country', 'held_out', 'allowed', 'Document', 'stories', 'documents', 'probes', 'priced_document']
 
 # %% ../nbs/00_world.ipynb #4acb2543
 import math
@@ -447,7 +447,7 @@ def stories(n, seed=0):
         An iterator over n `Document`s.
 
     Raises:
-        ValueError: if n or the seed is negative.
+        ValueError: if n or the seed is no integer, or negative.
     """
     chance = Chance(seed)
     return (_write(chance) for _ in range(_count(n)))
@@ -466,14 +466,14 @@ def documents(n, seed=0):
         An iterator over n strings without line breaks.
 
     Raises:
-        ValueError: if n or the seed is negative.
+        ValueError: if n or the seed is no integer, or negative.
     """
     return map(str, stories(n, seed))
 
 
 def _count(n):
-    if n < 0:
-        raise ValueError(f"n={n}: must be at least 0")
+    if not isinstance(n, int) or n < 0:
+        raise ValueError(f"n={n!r}: must be an integer, at least 0")
     return n
 
 # %% ../nbs/00_world.ipynb #81e90130
@@ -566,10 +566,26 @@ def probes(skill, n=100, seed=0):
         A list of n `Probe`s.
 
     Raises:
-        ValueError: if there is no such skill, or n or the seed is negative.
+        ValueError: if there is no such skill, or n or the seed is no
+            integer, or negative.
     """
     if skill not in _PAIRS:
         raise ValueError(f"skill={skill!r}: must be one of {SKILLS}")
     chance = Chance(seed)
     pairs = [_PAIRS[skill](chance) for _ in range((_count(n) + 1) // 2)]
     return [probe for pair in pairs for probe in pair][:n]
+
+# %% ../nbs/00_world.ipynb #0b2fb151
+def priced_document(seed):
+    """The first document of a seed, and the price of all its choices.
+
+    Args:
+        seed: an integer, 0 or larger.
+
+    Returns:
+        The text, as `documents(1, seed)` has it, and minus the logarithm of
+        the probability of the choices that made it, in nats.
+    """
+    ledger = Ledger(seed)
+    text = str(_write(ledger))
+    return text, sum(price for _, price in ledger.entries)

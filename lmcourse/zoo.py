@@ -38,7 +38,12 @@ def probe_scores(model, tokenizer, questions):
         Two numbers between 0 and 1: the share of the probes whose right
         ending is likelier than the wrong one, and the mean probability of
         the right ending.
+
+    Raises:
+        ValueError: if there are no questions.
     """
+    if not questions:
+        raise ValueError("questions: are none, must be at least one")
     device = next(model.parameters()).device
     prompts = [tokenizer.encode(probe.prompt) for probe in questions]
     ends = torch.tensor([len(ids) - 1 for ids in prompts], device=device)
@@ -74,7 +79,7 @@ def skill_scores(model, tokenizer, *, n=100, seed=0):
     return {skill: probe_scores(model, tokenizer, probes(skill, n, seed))
             for skill in SKILLS}
 
-# %% ../nbs/32_pretraining.ipynb #d8e97beb
+# %% ../nbs/32_pretraining.ipynb #83fab0e2
 @dataclass(frozen=True)
 class Preset:
     """All that decides which model comes out of `pretrain`.
@@ -91,7 +96,8 @@ class Preset:
         seed: of the documents, the weights and the batches.
 
     Raises:
-        ValueError: if a field is not a positive number.
+        ValueError: if a field is not a positive number, or a count is not a
+            whole one.
     """
 
     n_documents: int = 30_000
@@ -108,6 +114,8 @@ class Preset:
         for name, value in asdict(self).items():
             if value < 0 or value == 0 and name != "seed":
                 raise ValueError(f"{name}={value}: must be positive")
+            if name != "learning_rate" and not isinstance(value, int):
+                raise ValueError(f"{name}={value}: must be a whole number")
 
 
 PRESETS = {

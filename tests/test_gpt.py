@@ -83,6 +83,11 @@ def pair(family, changes, dtype=torch.float32):
     return theirs, ours
 
 
+def distance(ours, theirs):
+    """The largest difference, relative to the largest number."""
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
 def some_ids(vocab_size, batch_size=3, length=LENGTH):
     generator = torch.Generator().manual_seed(1)
     return torch.randint(vocab_size, (batch_size, length),
@@ -97,8 +102,7 @@ def test_logits(family, changes, dtype, tolerance):
     for batch_size in (1, 3):
         ids = some_ids(ours.config.vocab_size, batch_size)
         with torch.no_grad():
-            torch.testing.assert_close(ours(ids), theirs(ids).logits,
-                                       rtol=tolerance, atol=tolerance * 10)
+            assert distance(ours(ids), theirs(ids).logits) < tolerance
 
 
 @pytest.mark.parametrize("family, changes", CASES, ids=str)
@@ -115,8 +119,7 @@ def test_padding(family, changes, side):
         expected = theirs(ids, attention_mask=real,
                           position_ids=positions).logits
         got = ours(ids, real)
-    torch.testing.assert_close(got[real.bool()], expected[real.bool()],
-                               rtol=1e-5, atol=1e-4)
+    assert distance(got[real.bool()], expected[real.bool()]) < 1e-5
 
 
 @pytest.mark.parametrize("family, changes", CASES, ids=str)
@@ -129,8 +132,7 @@ def test_cached_is_uncached(family, changes):
             cache = KVCache(ours.config.n_layers)
             parts = [ours(part, cache=cache)
                      for part in ids.split(chunk, dim=1)]
-            torch.testing.assert_close(torch.cat(parts, dim=1), expected,
-                                       rtol=1e-10, atol=1e-10)
+            assert distance(torch.cat(parts, dim=1), expected) < 1e-10
 
 
 @pytest.mark.parametrize("family, changes", CASES, ids=str)
@@ -138,16 +140,17 @@ def test_gradients(family, changes):
     theirs, ours = pair(family, changes, torch.float64)
     names = FAMILIES[family][3](ours.config)
     ids = some_ids(ours.config.vocab_size)
-    theirs(ids, labels=ids).loss.backward()
+    their_logits = theirs(ids).logits[:, :-1]  # their loss is in float32
+    F.cross_entropy(their_logits.flatten(0, 1),
+                    ids[:, 1:].flatten()).backward()
     logits = ours(ids)[:, :-1]
     F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
     expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         source = names[name]
         gradient = expected[source.removesuffix(".T")].grad
-        torch.testing.assert_close(
-            parameter.grad, gradient.T if source.endswith(".T") else gradient,
-            rtol=1e-6, atol=1e-8)
+        assert distance(parameter.grad, gradient.T if source.endswith(".T")
+                        else gradient) < 1e-10, name
 
 
 @pytest.mark.parametrize("family, changes", CASES, ids=str)
@@ -167,7 +170,8 @@ def test_configurations_survive_the_way_out_and_back(family, changes):
     (read_gpt2, dict(activation_function="mish"),
      "activation_function='mish': must be 'gelu_new' or"),
     (read_gpt1, dict(afn="mish"), "afn='mish': must be"),
-    (read_gpt1, dict(embd_pdrop=0.2), "embd_pdrop=0.2: must be 0.1"),
+    (read_gpt1, dict(embd_pdrop=0.2),
+     "embd_pdrop=0.2: must be resid_pdrop=0.1"),
     (read_gpt2, dict(n_ctx=16), "n_ctx=16: must be 32"),
 ])
 def test_what_is_not_implemented_is_refused(read, changes, message):

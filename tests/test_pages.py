@@ -2,13 +2,18 @@
 
 import functools
 import http.server
+import json
 import os
 import shutil
 import threading
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Error, sync_playwright
+
+from lmcourse.decoding.sampling import next_distribution, sampler
 
 SITE = Path(__file__).parents[1] / "_site"
 PAGES = sorted(p.name for p in SITE.glob("*.html"))
@@ -152,6 +157,37 @@ def test_both_themes_and_code_copy(open_page):
     assert page.locator("button.copybtn").count() > 0
 
 
+FIGURES = [name for name in PAGES
+           if 'class="lmcourse-figure"' in (SITE / name).read_text()]
+CONTRAST = """
+figure => {
+  const light = color => {
+    const [r, g, b] = color.match(/[\\d.]+/g).map(x => x / 255).map(
+      x => x <= 0.04 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  let ground = figure;
+  while (getComputedStyle(ground).backgroundColor == "rgba(0, 0, 0, 0)")
+    ground = ground.parentElement;
+  const [a, b] = [light(getComputedStyle(figure).color),
+    light(getComputedStyle(ground).backgroundColor)].sort((x, y) => x - y);
+  return (b + 0.05) / (a + 0.05);
+}"""
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_moving_figures_can_be_read(open_page, name):
+    """Text against its ground as WCAG 2 asks, and nothing cut off."""
+    page, _ = open_page(name)
+    for theme in ("light", "dark"):
+        page.evaluate(
+            "t => document.documentElement.dataset.theme = t", theme)
+        for figure in page.locator(".lmcourse-figure").all():
+            assert figure.evaluate(CONTRAST) >= 4.5, theme
+            box = figure.bounding_box()
+            assert box["width"] <= page.viewport_size["width"]
+
+
 def test_interactive_figure_follows_the_keyboard(open_page):
     page, _ = open_page("01_notation.html")
     figure = page.locator(".lmcourse-figure").first
@@ -159,3 +195,57 @@ def test_interactive_figure_follows_the_keyboard(open_page):
     before = figure.locator("output").inner_text()
     page.keyboard.press("ArrowLeft")
     assert figure.locator("output").inner_text() != before
+
+
+def test_knobs_of_decoding_follow_the_keyboard(open_page):
+    page, complaints = open_page("60_decoding.html")
+    figure = page.locator(".lmcourse-figure").first
+    status = figure.locator("[role=status]")
+    for name in ("tau", "k", "p"):
+        figure.locator(f"input[name={name}]").focus()
+        page.keyboard.press("Home")
+        assert status.inner_text().startswith("1 of "), name
+        page.keyboard.press("End")
+        assert not status.inner_text().startswith("1 of "), name
+    figure.locator("select").focus()
+    before = figure.locator(".rows").inner_text()
+    page.keyboard.press("ArrowDown")
+    assert figure.locator(".rows").inner_text() != before
+    assert complaints == []
+
+
+MOVE = """
+(figure, [tau, k, p, last]) => {
+  const find = name => figure.querySelector(name);
+  find("input[name=tau]").value = tau;
+  find("input[name=k]").value = k;
+  find("input[name=p]").value = p;
+  find("input[type=checkbox]").checked = last;
+  find("select").dispatchEvent(new Event("input"));
+  return [find("[role=status]").textContent,
+          ...[...figure.querySelectorAll(".share")].map(e => e.textContent)];
+}"""
+
+
+def test_knobs_of_decoding_show_what_the_library_computes(open_page):
+    page, _ = open_page("60_decoding.html")
+    figure = page.locator(".lmcourse-figure").first
+    identifier = figure.get_attribute("id")
+    data = json.loads(page.locator(f"#{identifier}-data").inner_text())
+    for case, (tau, k, p, last) in product(range(len(data["cases"])), [
+            (1, 15, 1, False), (0.5, 15, 0.9, False), (2.5, 15, 0.9, False),
+            (2.5, 15, 0.9, True), (1.3, 7, 0.8, False), (1.3, 7, 0.8, True),
+            (0, 15, 1, False)]):
+        figure.locator("select").select_option(index=case)
+        status, *shares = figure.evaluate(MOVE, [tau, k, p, last])
+        logits = torch.tensor(data["cases"][case]["logits"],
+                              dtype=torch.double)
+        heat = {"temperature": tau}
+        cut = {"top_k": [*data["ks"], len(logits)][k], "top_p": p}
+        expected = next_distribution(
+            logits, sampler(**(cut | heat if last else heat | cut)))
+        kept = int((expected > 0).sum())
+        assert status.startswith(f"{kept} of {len(logits)} ")
+        shown = [float(share.split()[0]) for share in shares]
+        percents = (100 * expected[:len(shares)]).tolist()
+        assert shown == pytest.approx(percents, abs=0.051)

@@ -103,7 +103,8 @@ def test_every_kind_is_covered():
     ({"rope_type": "linear"}, r"missing \['factor'\]"),
     ({"rope_type": "linear", "factor": 2.0, "x": 1}, r"unknown \['x'\]"),
     ({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0],
-      "long_factor": [1.0] * 8, **OLD}, "short_factor has 1 numbers"),
+      "long_factor": [1.0] * 8, **OLD},
+     r"short_factor=\[1.0\]: must be a list"),
 ])
 def test_wrong_scalings(scaling, message):
     with pytest.raises(ValueError, match=message):

@@ -84,8 +84,9 @@ def test_interrupted_run_leaves_the_notebook_as_it_was(project):
         time.sleep(0.1)
     assert marker.exists()
     os.killpg(run.pid, signal.SIGINT)
-    run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=60)
     assert run.returncode != 0
+    assert output.endswith("Interrupted: 05_chapter.ipynb is as it was.\n")
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.glob(".*ipynb")] == []
 
@@ -100,6 +101,25 @@ def test_failing_cell_is_reported_and_changes_nothing(project):
     assert "ZeroDivisionError" in output
     assert "05_chapter.ipynb failed and is as it was." in output
     assert path.read_bytes() == before
+
+
+def test_a_fork_edits_one_file(project):
+    """`owner` carries the address into chapters, package and metadata."""
+    install = "#| hide\nimport sys"
+    path = write_chapter(project, install, "#| default_exp small",
+                         "#| export\ndef double(x):\n    return 2 * x")
+    settings = project / "settings.ini"
+    text = settings.read_text()
+    settings.write_text(text.replace("example-owner", "somebody"))
+    run = start(project, "owner")
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, output
+    home = "https://github.com/somebody/lmcourse"
+    assert f"git+{home}@main" in path.read_text()
+    assert f"git+{home}@main" in (
+        project / "nbs/text/05_chapter.md").read_text()
+    assert f'"{home}"' in (project / "pyproject.toml").read_text()
+    assert f"'{home}'" in (project / "lmcourse/_modidx.py").read_text()
 
 
 def test_unknown_chapter_is_named(project):

@@ -593,8 +593,9 @@ def test_batches_reach_both_ends():
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"batch_size": 0}, "batch_size=0: must be at least 1"),
-    ({"length": 0}, "length=0: must be at least 1"),
+    ({"batch_size": 0}, "batch_size=0: must be a whole number, at least 1"),
+    ({"batch_size": 1.5}, "batch_size=1.5: must be a whole number"),
+    ({"length": 0}, "length=0: must be a whole number, at least 1"),
     ({"length": 4}, "length=4: must be below the text's 4 ids"),
     ({"input_ids": []}, "length=2: must be below the text's 0 ids"),
     ({"input_ids": torch.zeros(2, 9)}, r"input_ids=\(2, 9\): must be of "

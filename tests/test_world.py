@@ -1,6 +1,7 @@
 """The world: the same text everywhere, and nothing in it that is held out."""
 
 import itertools
+import math
 import re
 import shutil
 import subprocess
@@ -129,12 +130,25 @@ def test_ledger_chooses_as_chance_does():
     assert len(ledger.entries) == 60
 
 
+def test_price_of_a_document_is_that_of_its_choices():
+    """A topic is one of six, and one document in four has a question."""
+    for seed in range(30):
+        text, nats = world.priced_document(seed)
+        assert [text] == list(documents(1, seed))
+        asked = math.log(4) if "Question:" in text else math.log(4 / 3)
+        assert nats > math.log(6) + asked
+
+
 @pytest.mark.parametrize("call, message", [
-    (lambda: documents(-1), "n=-1: must be at least 0"),
+    (lambda: documents(-1), "n=-1: must be an integer, at least 0"),
+    (lambda: documents(1.5), "n=1.5: must be an integer, at least 0"),
+    (lambda: documents("3"), "n='3': must be an integer, at least 0"),
     (lambda: documents(1, seed=-1), "seed=-1: must be an integer"),
     (lambda: documents(1, seed=0.5), "seed=0.5: must be an integer"),
     (lambda: probes("juggling"), "skill='juggling': must be one of"),
-    (lambda: probes("grammar", -2), "n=-2: must be at least 0"),
+    (lambda: probes("grammar", -2), "n=-2: must be an integer, at least 0"),
+    (lambda: probes("grammar", 2.5), "n=2.5: must be an integer"),
+    (lambda: world.priced_document(-1), "seed=-1: must be an integer"),
 ])
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:

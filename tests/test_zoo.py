@@ -49,6 +49,19 @@ def test_preset_fields_are_positive(field):
         replace(TINY, **{field: 0})
 
 
+@pytest.mark.parametrize("field", ["steps", "batch_size", "seed"])
+def test_preset_counts_are_whole(field):
+    with pytest.raises(ValueError,
+                       match=f"^{field}=2.5: must be a whole number$"):
+        replace(TINY, **{field: 2.5})
+
+
+def test_no_questions_are_refused(tiny):
+    model, tokenizer, _ = tiny
+    with pytest.raises(ValueError, match="^questions: are none, must be"):
+        zoo.probe_scores(model, tokenizer, [])
+
+
 class Oracle(torch.nn.Module):
     """Gives one token all the probability, after any prompt."""
 

@@ -12,6 +12,7 @@ import argparse
 import ast
 import configparser
 import json
+import logging
 import os
 import re
 import subprocess
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,11 +178,15 @@ def run(names):
             record(path.stem, execute(path))
         except CellExecutionError as error:
             sys.exit(f"{error}\n{path.name} failed and is as it was.")
+        except (KeyboardInterrupt, AssertionError, DeadKernelError):
+            # on Ctrl-C nbclient ends its kernel, and then stumbles over that
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            sys.exit(f"\nInterrupted: {path.name} is as it was.")
     sync()
 
 
 def owner():
-    """Write the address into the Colab cells and into pyproject.toml."""
+    """Write the address wherever it stands; only settings.ini is edited."""
     sync()
     for path in chapters():
         nb = nbformat.read(path, as_version=4)
@@ -190,6 +195,7 @@ def owner():
             first.source = colab_cell()
             replace(path, nbformat.writes(nb) + "\n")
     sync()
+    export()  # the index of the package knows the address too
     project = ROOT / "pyproject.toml"
     line = f'Source = "{address()["url"]}"'
     replace(project, re.sub(r'^Source = ".*"$', line, project.read_text(),

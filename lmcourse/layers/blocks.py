@@ -65,7 +65,10 @@ class OffsetRMSNorm(RMSNorm):
 
     def forward(self, x):
         """Normalize `(..., D)` over its last axis."""
-        return F.rms_norm(x, self.weight.shape, 1.0 + self.weight, self.eps)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        scale = 1.0 + self.weight.to(precise)  # bfloat16 would round it
+        return F.rms_norm(x.to(precise), scale.shape, scale,
+                          self.eps).to(x.dtype)
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm, "rms_offset": OffsetRMSNorm}

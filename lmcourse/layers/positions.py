@@ -242,8 +242,13 @@ def _check_scaling(scaling, d_head):
     if missing or unknown:
         raise ValueError(f"rope_type={kind!r}: missing {missing}, "
                          f"unknown {unknown}")
-    for name in ("short_factor", "long_factor"):
-        if len(numbers.get(name, [0] * (d_head // 2))) != d_head // 2:
-            raise ValueError(f"{name} has {len(numbers[name])} numbers: "
-                             f"must have d_head / 2 = {d_head // 2}")
+    for name, value in numbers.items():
+        many = name in ("short_factor", "long_factor")
+        if many and (not isinstance(value, list)
+                     or len(value) != d_head // 2):
+            raise ValueError(f"{name}={value}: must be a list of d_head / 2 "
+                             f"= {d_head // 2} numbers")
+        for x in value if many else (value,):
+            if not isinstance(x, (int, float)) or not 0 <= x < math.inf:
+                raise ValueError(f"{name}={value!r}: must be a number")
     return kind, numbers

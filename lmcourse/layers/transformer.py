@@ -4,6 +4,7 @@
 __all__ = ['TransformerConfig', 'Transformer']
 
 # %% ../../nbs/23_transformer.ipynb #664e819d
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,6 +42,11 @@ _NAMES = {
     "feed_forward": (*FEED_FORWARDS, "experts"),
     "biases": ("qkv", "out", "ff", "norm", "head"),
 }
+_COUNTS = ("vocab_size", "max_length", "d_model", "n_layers", "n_heads",
+           "d_ff", "n_kv_heads", "d_head", "window", "n_experts",
+           "n_active_experts", "d_expert")
+_NUMBERS = ("norm_eps", "embedding_scale", "initializer_range", "rope_theta",
+            "attention_scale", "attention_softcap", "logit_softcap")
 _PER_LAYER = ("attention", "feed_forward", "rope_theta", "rope_scaling")
 
 
@@ -145,12 +151,8 @@ class TransformerConfig:
 # %% ../../nbs/23_transformer.ipynb #a467672f
 def _check_config(config):
     """Raise a ValueError for the first value that is not allowed."""
-    for name in ("vocab_size", "max_length", "d_model", "n_layers",
-                 "n_heads", "d_ff"):
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: must be an integer, at "
-                             "least 1")
+    for name in (*_COUNTS, *_NUMBERS):
+        _check_number(config, name)
     for name in _PER_LAYER:
         value = getattr(config, name)
         if isinstance(value, tuple) and len(value) != config.n_layers:
@@ -167,13 +169,26 @@ def _check_config(config):
     _check_pieces(config)
 
 
+def _check_number(config, name):
+    """Raise a ValueError for anything but a positive number, or a default.
+    """
+    value = getattr(config, name)
+    for x in value if isinstance(value, tuple) else (value,):
+        if x is None and getattr(TransformerConfig, name, 0) is None:
+            continue
+        kind = int if name in _COUNTS else (int, float)
+        number = isinstance(x, kind) and not isinstance(x, bool)
+        if not number or not 0 < x < math.inf:
+            must = "an integer, at least 1" if kind is int else "above 0"
+            raise ValueError(f"{name}={x!r}: must be {must}")
+
+
 def _check_pieces(config):
     """Raise a ValueError for a piece without its numbers."""
     layers = [config.at(i) for i in range(config.n_layers)]
     if any(layer["attention"] == "sliding" for layer in layers):
-        if config.window is None or config.window < 1:
-            raise ValueError(f"window={config.window}: sliding attention "
-                             "needs at least 1")
+        if config.window is None:
+            raise ValueError("window=None: sliding attention needs one")
     if any(layer["feed_forward"] == "experts" for layer in layers):
         if not config.n_experts or not config.n_active_experts:
             raise ValueError(f"n_experts={config.n_experts}, "

@@ -8,10 +8,13 @@ __all__ = ['LLAMA', 'LLAMAS', 'QWEN2', 'QWEN3', 'MISTRALS', 'QWENS', 'GEMMA', 'G
            'qwen3_moe_names']
 
 # %% ../../nbs/41_llama.ipynb #3afab52e
+from functools import partial
+
 import torch
 
 from ..layers.blocks import FEED_FORWARDS
 from ..layers.transformer import Transformer, TransformerConfig
+from .gpt import read_choice, read_number
 
 # %% ../../nbs/41_llama.ipynb #52171d92
 LLAMA = {"positions": "rotary", "norm": "rms", "norm_eps": 1e-6,
@@ -214,31 +217,27 @@ _GATED = {"swish": "swiglu", "silu": "swiglu", "relu": "reglu",
           "gelu_pytorch_tanh": "geglu_tanh"}
 
 
-def _one_of(settings, key, *allowed):
-    """The value of a switch with few positions; the first if not set."""
-    value = settings.get(key, allowed[0])
-    if value not in allowed:
-        raise ValueError(f"{key}={value!r}: must be "
-                         + " or ".join(map(repr, dict.fromkeys(allowed))))
-    return value
+_count = partial(read_number, kind=int)
 
 
-def _common(settings, *, activation="silu", key="hidden_act", tied=False):
+def _common(settings, *, activation="silu", key="hidden_act", tied=False,
+            eps=1e-6):
     """The fields that stand under the same keys in all nine families."""
-    _one_of(settings, "attention_dropout", 0.0)
-    name = _GATED[_one_of(settings, key, activation, *_GATED)]
+    read_choice(settings, "attention_dropout", 0.0)
+    name = _GATED[read_choice(settings, key, activation, *_GATED)]
     return {
-        "vocab_size": settings["vocab_size"],
-        "max_length": settings["max_position_embeddings"],
-        "d_model": settings["hidden_size"],
-        "n_layers": settings["num_hidden_layers"],
-        "n_heads": settings["num_attention_heads"],
-        "n_kv_heads": settings.get("num_key_value_heads"),
-        "d_head": settings.get("head_dim"),
-        "d_ff": settings["intermediate_size"],
-        "norm_eps": settings.get("rms_norm_eps", 1e-6),
-        "initializer_range": settings.get("initializer_range", 0.02),
-        "tie_weights": _one_of(settings, "tie_word_embeddings", tied,
+        "vocab_size": _count(settings, "vocab_size"),
+        "max_length": _count(settings, "max_position_embeddings"),
+        "d_model": _count(settings, "hidden_size"),
+        "n_layers": _count(settings, "num_hidden_layers"),
+        "n_heads": _count(settings, "num_attention_heads"),
+        "n_kv_heads": _count(settings, "num_key_value_heads", None),
+        "d_head": _count(settings, "head_dim", None),
+        "d_ff": _count(settings, "intermediate_size"),
+        "norm_eps": read_number(settings, "rms_norm_eps", eps),
+        "initializer_range": read_number(settings, "initializer_range",
+                                         0.02),
+        "tie_weights": read_choice(settings, "tie_word_embeddings", tied,
                                not tied),
         "feed_forward": name,
     }
@@ -260,7 +259,8 @@ _ROPE_NUMBERS = {  # of each kind: those that it needs, those it may have
 def _rope(numbers, *, theta, length):
     """The base and the scaling that a dict of rope's numbers stands for."""
     numbers = {k: v for k, v in numbers.items() if v is not None}
-    theta = float(numbers.pop("rope_theta", theta))
+    theta = float(read_number(numbers, "rope_theta", theta))
+    numbers.pop("rope_theta", None)
     kind = numbers.pop("type", "default")  # older files call it so
     kind = numbers.pop("rope_type", kind)
     if kind not in _ROPE_NUMBERS:
@@ -287,13 +287,22 @@ def _rope(numbers, *, theta, length):
     return theta, {"rope_type": kind, **numbers}
 
 
+def _object(settings, key):
+    value = settings.get(key) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{key}={value!r}: must be an object")
+    return value
+
+
 def _positions(settings, *, theta=10_000.0):
     """The fields that say how far tokens are turned."""
-    length = settings["max_position_embeddings"]
+    length = _count(settings, "max_position_embeddings")
     # the library's names before its version 5, and since
-    old, new = settings.get("rope_scaling"), settings.get("rope_parameters")
-    theta, scaling = _rope(old or new or {}, length=length,
-                           theta=settings.get("rope_theta", theta))
+    old = _object(settings, "rope_scaling")
+    theta, scaling = _rope(_object(settings, "rope_parameters") | old,
+                           length=length,
+                           theta=read_number(settings, "rope_theta",
+                                             theta))
     fields = {"rope_theta": theta, "rope_scaling": scaling}
     if scaling and scaling["rope_type"] == "dynamic":  # made to go beyond
         fields["max_length"] = int(length * scaling["factor"])
@@ -305,7 +314,9 @@ _KINDS = {"full_attention": "causal", "sliding_attention": "sliding"}
 
 def _windows(settings, window, layer_types):
     """The fields that say how far back the layers look."""
-    n_layers = settings["num_hidden_layers"]
+    n_layers = _count(settings, "num_hidden_layers")
+    if not isinstance(layer_types, list):
+        raise ValueError(f"layer_types={layer_types!r}: must be a list")
     if len(layer_types) != n_layers:
         raise ValueError(f"layer_types has {len(layer_types)} entries: must "
                          f"have num_hidden_layers={n_layers}")
@@ -323,14 +334,14 @@ def _windows(settings, window, layer_types):
 def _all_sliding(settings, window):
     name = "full_attention" if window is None else "sliding_attention"
     return _windows(settings, window,
-                    [name] * settings["num_hidden_layers"])
+                    [name] * _count(settings, "num_hidden_layers"))
 
 # %% ../../nbs/41_llama.ipynb #a18afbeb
 def _biases(settings, **parts):
     """The parts that have a bias: the names under keys that are true."""
     return {"biases": tuple(
         name for key, names in parts.items() for name in names.split()
-        if _one_of(settings, key, False, True))}
+        if read_choice(settings, key, False, True))}
 
 
 def read_llama(settings):
@@ -345,7 +356,7 @@ def read_llama(settings):
     Raises:
         ValueError: for a value that no piece of this book stands for.
     """
-    _one_of(settings, "rope_interleaved", False)
+    read_choice(settings, "rope_interleaved", False)
     return TransformerConfig(**LLAMA | _common(settings)
                              | _positions(settings)
                              | _biases(settings, attention_bias="qkv out",
@@ -354,7 +365,7 @@ def read_llama(settings):
 
 def read_mistral(settings):
     """The same as `read_llama` for Mistral."""
-    window = settings.get("sliding_window", 4096)
+    window = _count(settings, "sliding_window", 4096, None)
     return TransformerConfig(**LLAMA | _common(settings)
                              | _positions(settings)
                              | _all_sliding(settings, window))
@@ -362,19 +373,20 @@ def read_mistral(settings):
 # %% ../../nbs/41_llama.ipynb #495b5e7c
 def _late_windows(settings):
     """Qwen lets the layers from some depth on slide, if any."""
-    first = settings.get("max_window_layers", 28)
-    window = settings.get("sliding_window", 4096)
-    if not _one_of(settings, "use_sliding_window", False, True):
+    first = _count(settings, "max_window_layers", 28, 0)
+    window = _count(settings, "sliding_window", 4096, None)
+    if not read_choice(settings, "use_sliding_window", False, True):
         window = None
     layer_types = settings.get("layer_types") or [
         "full_attention" if window is None or i < first else
-        "sliding_attention" for i in range(settings["num_hidden_layers"])]
+        "sliding_attention"
+        for i in range(_count(settings, "num_hidden_layers"))]
     return _windows(settings, window, layer_types)
 
 
 def read_qwen2(settings):
     """The same as `read_llama` for Qwen 2 and 2.5."""
-    _one_of(settings, "use_mrope", False)
+    read_choice(settings, "use_mrope", False)
     return TransformerConfig(**QWEN2 | _common(settings)
                              | _positions(settings)
                              | _late_windows(settings))
@@ -383,19 +395,19 @@ def read_qwen2(settings):
 def read_qwen3(settings):
     """The same as `read_llama` for Qwen 3."""
     return TransformerConfig(**QWEN3 | _common(settings)
-                             | {"d_head": settings.get("head_dim", 128)}
+                             | {"d_head": _count(settings, "head_dim", 128)}
                              | _positions(settings)
                              | _late_windows(settings)
                              | _biases(settings, attention_bias="qkv out"))
 
 # %% ../../nbs/41_llama.ipynb #7b59c720
 def _gemma_common(settings, key):
-    _one_of(settings, "use_bidirectional_attention", None, False)
+    read_choice(settings, "use_bidirectional_attention", None, False)
     fields = _common(settings, activation="gelu_pytorch_tanh", key=key,
                      tied=True)
     return fields | {
-        "d_head": settings.get("head_dim", 256),
-        "embedding_scale": settings["hidden_size"] ** 0.5,
+        "d_head": _count(settings, "head_dim", 256),
+        "embedding_scale": fields["d_model"] ** 0.5,
     } | _biases(settings, attention_bias="qkv out")
 
 
@@ -404,27 +416,27 @@ def read_gemma(settings):
     fields = GEMMA | _gemma_common(settings, "hidden_act")
     if fields["feed_forward"] == "geglu":  # what first files call it
         fields["feed_forward"] = "geglu_tanh"
-    _one_of(settings, "hidden_activation", None, "gelu_pytorch_tanh",
+    read_choice(settings, "hidden_activation", None, "gelu_pytorch_tanh",
             settings.get("hidden_act"))
     return TransformerConfig(**fields | _positions(settings))
 
 
 def _gemma_scores(settings):
-    scalar = settings.get("query_pre_attn_scalar", 256)
+    scalar = read_number(settings, "query_pre_attn_scalar", 256)
     return {"attention_scale": scalar ** -0.5}
 
 
 def read_gemma2(settings):
     """The same as `read_llama` for Gemma 2."""
     fields = GEMMA2 | _gemma_common(settings, "hidden_activation")
-    n_layers = settings["num_hidden_layers"]
-    window = settings.get("sliding_window", 4096)
+    window = _count(settings, "sliding_window", 4096)
     layer_types = settings.get("layer_types") or [
         "full_attention" if i % 2 else "sliding_attention"
-        for i in range(n_layers)]
-    fields["attention_softcap"] = settings.get("attn_logit_softcapping",
-                                               50.0)
-    fields["logit_softcap"] = settings.get("final_logit_softcapping", 30.0)
+        for i in range(fields["n_layers"])]
+    fields["attention_softcap"] = read_number(
+        settings, "attn_logit_softcapping", 50.0, None)
+    fields["logit_softcap"] = read_number(
+        settings, "final_logit_softcapping", 30.0, None)
     return TransformerConfig(**fields | _positions(settings)
                              | _gemma_scores(settings)
                              | _windows(settings, window, layer_types))
@@ -432,30 +444,33 @@ def read_gemma2(settings):
 # %% ../../nbs/41_llama.ipynb #757cfe51
 def read_gemma3(settings):
     """The same as `read_llama` for the text part of Gemma 3."""
-    _one_of(settings, "attn_logit_softcapping", None)
+    read_choice(settings, "attn_logit_softcapping", None)
     fields = GEMMA3 | _gemma_common(settings, "hidden_activation")
-    fields["logit_softcap"] = settings.get("final_logit_softcapping")
-    n_layers, length = (settings["num_hidden_layers"],
-                        settings["max_position_embeddings"])
-    pattern = settings.get("sliding_window_pattern", settings.get(
-        "_sliding_window_pattern", 6))
+    fields["logit_softcap"] = read_number(
+        settings, "final_logit_softcapping", None)
+    length = fields["max_length"]
+    pattern = _count(settings, "sliding_window_pattern", _count(
+        settings, "_sliding_window_pattern", 6))
     layer_types = settings.get("layer_types") or [
         "sliding_attention" if (i + 1) % pattern else "full_attention"
-        for i in range(n_layers)]
-    rope = settings.get("rope_parameters") or {}
-    _one_of({"rope_parameters": set(rope) - set(_KINDS)}, "rope_parameters",
-            set())
-    far = (rope.get("full_attention") or {}) | (
-        settings.get("rope_scaling") or {})
+        for i in range(fields["n_layers"])]
+    rope = _object(settings, "rope_parameters")
+    for name in rope:
+        if name not in _KINDS:
+            raise ValueError(f"rope_parameters: {name!r} must be "
+                             f"{' or '.join(_KINDS)}")
+    far = _object(rope, "full_attention") | _object(settings,
+                                                    "rope_scaling")
     turns = {
         "full_attention": _rope(far, length=length,
-                                theta=settings.get("rope_theta", 1e6)),
+                                theta=read_number(settings, "rope_theta",
+                                                  1e6)),
         "sliding_attention": _rope(
-            rope.get("sliding_attention") or {}, length=length,
-            theta=settings.get("rope_local_base_freq", 1e4)),
+            _object(rope, "sliding_attention"), length=length,
+            theta=read_number(settings, "rope_local_base_freq", 1e4)),
     }
     fields |= _gemma_scores(settings) | _windows(
-        settings, settings.get("sliding_window", 4096), layer_types)
+        settings, _count(settings, "sliding_window", 4096), layer_types)
     fields["rope_theta"], fields["rope_scaling"] = zip(
         *(turns[name] for name in layer_types), strict=True)
     return TransformerConfig(**fields)
@@ -466,20 +481,21 @@ def _experts(settings, fields, *, key, n_active):
     for name in ("output_router_logits", "router_aux_loss_coef"):
         settings.get(name)  # they speak of training only
     activation = FEED_FORWARDS[fields["feed_forward"]][1]
-    return {"n_experts": settings[key], "expert_activation": activation,
-            "n_active_experts": settings.get("num_experts_per_tok",
-                                             n_active)}
+    return {"n_experts": _count(settings, key),
+            "expert_activation": activation,
+            "n_active_experts": _count(settings, "num_experts_per_tok",
+                                       n_active)}
 
 
 def read_mixtral(settings):
     """The same as `read_llama` for Mixtral."""
-    _one_of(settings, "router_jitter_noise", 0.0)
-    fields = LLAMA | _common(settings)
+    read_choice(settings, "router_jitter_noise", 0.0)
+    fields = LLAMA | _common(settings, eps=1e-5)
     fields |= _experts(settings, fields, key="num_local_experts", n_active=2)
     fields |= {"feed_forward": "experts", "d_expert": fields["d_ff"]}
     return TransformerConfig(**fields | _positions(settings, theta=1e6)
-                             | _all_sliding(settings, settings.get(
-                                 "sliding_window")))
+                             | _all_sliding(settings, _count(
+                                 settings, "sliding_window", None)))
 
 # %% ../../nbs/41_llama.ipynb #151ae263
 def read_qwen3_moe(settings):
@@ -489,17 +505,21 @@ def read_qwen3_moe(settings):
     fields |= _experts(settings, fields, n_active=8,
                        key="num_experts" if old else "num_local_experts")
     dense = settings.get("mlp_only_layers") or []
-    step = settings.get("decoder_sparse_step", 1)
+    if not (isinstance(dense, list) and set(dense) <= set(
+            range(fields["n_layers"]))):
+        raise ValueError(f"mlp_only_layers={dense!r}: must be a list of "
+                         f"layers, 0 to {fields['n_layers'] - 1}")
+    step = _count(settings, "decoder_sparse_step", 1)
     kinds = tuple(
         fields["feed_forward"] if i in dense or (i + 1) % step else "experts"
         for i in range(fields["n_layers"]))
     fields |= {
         "feed_forward": kinds if len(set(kinds)) > 1 else kinds[0],
-        "d_expert": settings.get("moe_intermediate_size", 768),
-        "renormalize_experts": _one_of(settings, "norm_topk_prob", False,
+        "d_expert": _count(settings, "moe_intermediate_size", 768),
+        "renormalize_experts": read_choice(settings, "norm_topk_prob", False,
                                        True)}
-    window = settings.get("sliding_window", 4096)
-    if not _one_of(settings, "use_sliding_window", False, True):
+    window = _count(settings, "sliding_window", 4096, None)
+    if not read_choice(settings, "use_sliding_window", False, True):
         window = None
     settings.get("max_window_layers")  # means nothing in this family
     return TransformerConfig(**fields | _positions(settings)
