@@ -14,10 +14,15 @@ import pytest
 
 import lmcourse
 from lmcourse.tokenizers import fast_pieces
+from lmcourse.tokenizers import unigram
 from lmcourse.tokenizers import wordpiece as chapter
 from lmcourse.tokenizers.base import manual
 from lmcourse.tokenizers.unigram import Unigram, seed_pieces, segment_unigram
-from lmcourse.tokenizers.wordpiece import WordPiece, learn_wordpiece_loop
+from lmcourse.tokenizers.wordpiece import (
+    BertNormalizer,
+    WordPiece,
+    learn_wordpiece_loop,
+)
 
 
 def test_trie_finds_what_it_holds():
@@ -95,6 +100,26 @@ def test_blanks_and_marks_of_unigram():
         assert own.encode(text) == ids
         assert own._encoder._words(text)[0].count(b" ") == sum(
             map(text.count, " \u2581"))
+
+
+@pytest.mark.parametrize("normalizer", [None, str.lower, BertNormalizer()])
+def test_words_are_counted_as_without_numba(normalizer, monkeypatch):
+    """Strange characters in many short texts, the empty one included."""
+    rng = random.Random(2)
+    pool = ["a", "b", " ", "  ", "\u2581", "\xe9", "\u5b57", "\U0001f642", ",",
+            "\n", "\t", "\x1c", "\0", "\xff", "I\u0307", "\u302e\u0301", "$"]
+    texts = ["".join(rng.choices(pool, k=rng.randint(0, 9)))
+             for _ in range(9_000)]
+
+    def count():
+        yield chapter._count_words(texts, normalizer)
+        for prefix_space in (True, False):
+            yield unigram._count_spaced(texts, normalizer, prefix_space)
+
+    fast = [list(counts.items()) for counts in count()]
+    monkeypatch.setattr(chapter, "_compiled_pieces", lambda: None)
+    monkeypatch.setattr(unigram, "_compiled_pieces", lambda: None)
+    assert fast == [list(counts.items()) for counts in count()]
 
 
 def test_encoders_forget():

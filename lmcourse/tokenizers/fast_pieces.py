@@ -554,9 +554,12 @@ def _promise(kind, pair, left, right, total, enough):
     return _score(kind, pair, left, right, total)
 
 # %% ../../nbs/15_fast_pieces.ipynb #dabd3fbe
+_STAGE = 0.7
+
+
 @_fast
 def _survey(kind, pairs, bound, pieces, total):
-    """Half of the best score, and a heap of the pairs that reach it."""
+    """A good part of the best score, and a heap of who reaches it."""
     best = 0.0
     for i in range(len(pairs)):
         best = max(best, _promise(
@@ -566,8 +569,8 @@ def _survey(kind, pairs, bound, pieces, total):
     heap = [(0.0, 0, 0)][:0]
     if best > 0:
         for i in range(len(pairs)):
-            _admit(i, kind, best / 2, pairs, bound, pieces, total, heap)
-    return best / 2, heap
+            _admit(i, kind, _STAGE * best, pairs, bound, pieces, total, heap)
+    return _STAGE * best, heap
 
 
 @_fast
