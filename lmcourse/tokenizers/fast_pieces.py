@@ -332,7 +332,9 @@ class UnigramEncoder(_PieceEncoder):
 
     def __init__(self, tokenizer):
         scores, vocab = tokenizer.scores, tokenizer.vocab
-        links, owner = _trie({_marked(p): vocab[p] for p in scores if p})
+        # no text has a blank in it by then, so no piece with one can be found
+        links, owner = _trie({_marked(p): vocab[p] for p in scores
+                              if p and " " not in p})
         by_id = np.full(tokenizer.vocab_size + 1, -np.inf)
         by_id[[vocab[piece] for piece in scores]] = [*scores.values()]
         byte_ids = np.full(256, -1, np.int32)
