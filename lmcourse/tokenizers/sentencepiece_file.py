@@ -740,6 +740,9 @@ def _unigram(pieces, fields):
     scores = _of_type(pieces, _NORMAL)
     for piece in _of_type(pieces, _USER_DEFINED):  # sentencepiece's bonus
         scores[piece] = 0.1 * (len(piece.encode()) - 1)
+    if scores and SPACE not in scores and not fields["byte_fallback"]:
+        raise ValueError(f"pieces: must hold {SPACE} where bytes do not "
+                         "stand in for it; unknown words would join")
     return Unigram(scores=scores, **fields)
 
 
