@@ -4,12 +4,16 @@
 PYTHON ?= python3
 PORT ?= 8000
 CH ?=
+JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 OTHER := .venv/.other
 SITE := _site
 export TQDM_DISABLE ?=
-NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider --nbval \
+# two chapters side by side with a thread each: models as small as these gain
+# little from a second thread, and lose much where the machine is busy
+NBVAL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider \
+	-n $(JOBS) --dist loadfile --nbval \
 	--nbval-current-env --nbval-sanitize-with nbs/nbval_sanitize.cfg \
 	--nbval-cell-timeout 900
 

@@ -150,6 +150,15 @@ def test_serve_prints_the_address(tmp_path):
     assert server.returncode == 0
 
 
+@pytest.mark.parametrize("port", ["99999", "-1", "here"])
+def test_serve_on_no_port_says_so(tmp_path, port):
+    server = serve(tmp_path, port)
+    output, _ = server.communicate(timeout=20)
+    assert server.returncode == 1
+    assert output.startswith(f"PORT={port} cannot be served on: ")
+    assert len(output.splitlines()) == 1
+
+
 def test_serve_on_a_taken_port_says_so(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -15,8 +15,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def main(folder, port):
     handler = functools.partial(Quiet, directory=folder)
     try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except (OSError, OverflowError) as error:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", int(port)),
+                                                 handler)
+    except (OSError, OverflowError, ValueError) as error:
         sys.exit(f"PORT={port} cannot be served on: {error}")
     print(f"The book is at http://127.0.0.1:{server.server_port}/"
           "  (Ctrl-C stops)", flush=True)
@@ -27,4 +28,4 @@ def main(folder, port):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(*sys.argv[1:])
