@@ -12,12 +12,13 @@ AdamW. All get torch's fused AdamW (nanoGPT asks for it on a GPU only; the
 library's Trainer uses it by default), start from random weights, see the same
 batches and clip to norm 1.
 
-Speed: all candidates take turns within one process, one step each per round;
-medians over the rounds, in seconds of CPU (all threads) and of wall, and the
-median of the ratios within a round. Memory: each candidate makes two steps in
-a fresh process; the peak resident memory above what was resident before the
-model was built. It is measured at the batch of the speed runs and at a larger
-one, where what is kept for the backward pass counts for more.
+Each candidate lives in a process of its own, since what one leaves in the
+allocator would make the next one faster or slower. Speed: they take turns, one
+step each per round; medians over the rounds, in seconds of CPU (all threads)
+and of wall, and the median of the ratios within a round. Memory: the peak
+resident memory of two steps above what was there before the model was built,
+at the batch of the speed runs and at a larger one, where what is kept for the
+backward pass counts for more.
 
 With --part, only this part of the results is measured and replaced.
 """
@@ -25,10 +26,10 @@ With --part, only this part of the results is measured and replaced.
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -175,54 +176,81 @@ def some_batch(size, seed):
                          generator=generator)
 
 
-def speed(size, rounds):
-    """Seconds (CPU, wall) of each candidate in each round, taking turns."""
+def peak():
+    """The most memory that this process ever had, in MB."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e6
+
+
+def worker(pipe, name, size):
+    """Make a step for each number that comes; send what it took."""
     torch.set_num_threads(size["threads"])
     torch.manual_seed(0)
-    steps = {name: make(size) for name, make in CANDIDATES.items()}
-    times = {name: [] for name in steps}
-    for number in range(-1, rounds):  # the first one warms up
-        batch = some_batch(size, number + 1)
-        for name, step in steps.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            step(batch)
-            if number >= 0:
-                times[name].append((time.process_time() - cpu,
-                                    time.perf_counter() - wall))
-    return times
-
-
-def memory_here(name, size):
-    """Peak of this process after two steps, less what was there, in MB."""
-    torch.set_num_threads(size["threads"])
     before = psutil.Process().memory_info().rss / 1e6
     step = CANDIDATES[name](size)
-    for number in range(2):
-        step(some_batch(size, number))
-    # getrusage's maximum would be the parent's, which comes along
-    status = Path("/proc/self/status").read_text()
-    peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e6
-    return peak - before
+    for number in iter(pipe.recv, None):
+        batch = some_batch(size, number)
+        cpu, wall = time.process_time(), time.perf_counter()
+        step(batch)
+        pipe.send((time.process_time() - cpu, time.perf_counter() - wall,
+                   peak() - before))
 
 
-def memory(name, key, batch_size):
-    """`memory_here`, in a fresh process."""
-    run = subprocess.run(
-        [sys.executable, __file__, "--memory", name, key, str(batch_size)],
-        capture_output=True, text=True)
-    if run.returncode:
-        raise SystemExit(f"{name}, {key}:\n{run.stderr}")
-    return float(run.stdout.splitlines()[-1])
+class Process:
+    """A candidate in a process of its own."""
+
+    def __init__(self, name, size):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=worker,
+                                     args=(theirs, name, size), daemon=True)
+        self.process.start()
+        theirs.close()  # so that a crash over there ends the wait here
+
+    def step(self, number):
+        self.pipe.send(number)
+        return self.pipe.recv()
+
+    def stop(self):
+        self.pipe.send(None)
+        self.process.join()
+
+
+def speed(size, rounds):
+    """Of each candidate: seconds (CPU, wall) of each round, and its peak."""
+    processes = {name: Process(name, size) for name in CANDIDATES}
+    peaks = {}
+    for number in range(2):  # to warm up
+        for name, process in processes.items():
+            peaks[name] = process.step(number)[2]
+    times = {name: [] for name in CANDIDATES}
+    for number in range(2, 2 + rounds):
+        for name, process in processes.items():
+            times[name].append(process.step(number)[:2])
+    for process in processes.values():
+        process.stop()
+    return times, peaks
+
+
+def memory(size):
+    """The peaks of two steps, one candidate after the other."""
+    peaks = {}
+    for name in CANDIDATES:
+        process = Process(name, size)
+        process.step(0)
+        peaks[name] = process.step(1)[2]
+        process.stop()
+    return peaks
 
 
 def measure(key, rounds):
     """All numbers of one size."""
-    size = SIZES[key]
+    size, larger = SIZES[key], LARGER_BATCH[key]
     load = os.getloadavg()[0]
-    peaks = {B: {name: memory(name, key, B) for name in CANDIDATES}
-             for B in (size["B"], LARGER_BATCH[key])}
+    times, peaks = speed(size, rounds)
     return {"date": datetime.date.today().isoformat(), "load": load,
-            "rounds": rounds, "times": speed(size, rounds), "peaks": peaks}
+            "rounds": rounds, "times": times, "peaks": {
+                size["B"]: peaks, larger: memory(size | {"B": larger})}}
 
 
 def table(key, result):
@@ -282,12 +310,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--part", action="append", choices=SIZES)
-    parser.add_argument("--memory", nargs=3, metavar=("NAME", "SIZE", "B"))
     arguments = parser.parse_args()
-    if arguments.memory:
-        name, key, batch_size = arguments.memory
-        print(memory_here(name, SIZES[key] | {"B": int(batch_size)}))
-        return
     if arguments.rounds < 5:
         parser.error(f"--rounds {arguments.rounds}: must be at least 5")
     RESULTS.mkdir(exist_ok=True)

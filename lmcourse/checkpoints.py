@@ -83,7 +83,7 @@ def read_header(path):
                              f"header of {length}")
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{path}: its header is not JSON, so it is no "
                              "safetensors file") from None
     if not isinstance(header, dict):
@@ -96,7 +96,7 @@ def read_header(path):
 def _entry(path, name, entry, *, first, size):
     """One line of a header, checked against the file's size."""
     try:
-        dtype, shape = entry["dtype"], torch.Size(entry["shape"])
+        dtype, shape = str(entry["dtype"]), torch.Size(entry["shape"])
         start, end = (first + offset for offset in entry["data_offsets"])
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"{path}: {name} is described by {entry}, must "
@@ -192,7 +192,7 @@ def _read_json(path):
         raise FileNotFoundError(f"{path}: is not there")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON, {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold an object, holds "

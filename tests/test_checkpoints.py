@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import json
 import pickle
+import random
 import subprocess
 import sys
 
@@ -257,6 +258,45 @@ def test_cut_short(folder):
         refuses(folder, "model.safetensors")
     path.write_bytes(b"\x10" + bytes(7) + b"no json at all!!" + bytes(50))
     refuses(folder, "model.safetensors", "JSON")
+
+
+def test_any_damage_is_an_error_or_harmless(folder):
+    """Bytes of the header changed, bytes missing: refused, or all the same."""
+    expected = load_model(folder)(INPUT_IDS)
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    first = 8 + int.from_bytes(content[:8], "little")
+    chance = random.Random(0)
+    for number in range(400):
+        damaged = bytearray(content)
+        if number % 4 == 0:
+            del damaged[chance.randrange(len(content)):]
+        else:
+            for _ in range(number % 4):
+                damaged[chance.randrange(first)] = chance.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            model = load_model(folder)
+        except ValueError as error:
+            assert str(folder) in str(error) and "\n" not in str(error)
+        else:
+            assert torch.equal(model(INPUT_IDS), expected)
+
+
+@pytest.mark.parametrize("text", [
+    "[]", "null", '"x"', "[" * 50_000, '{"x":' * 50_000, '{"x": null}',
+    '{"x": {"dtype": [], "shape": [1], "data_offsets": [0, 4]}}',
+    '{"x": {"dtype": "F32", "shape": [1e9], "data_offsets": [0, 4]}}',
+    '{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}',
+    '{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}',
+], ids=lambda text: text[:60])
+def test_header_that_is_something_else(folder, text):
+    path = folder / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode()
+                     + bytes(100))
+    refuses(folder)
+    (folder / "config.json").write_text(text)
+    refuses(folder, "config.json")
 
 
 @pytest.mark.parametrize("entry", [
