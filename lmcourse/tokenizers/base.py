@@ -158,13 +158,14 @@ def _check_special(tokens):
     if isinstance(tokens, str):
         raise TypeError(f"special_tokens={tokens!r}: must be several strings "
                         "in a list or tuple, not one string")
-    tokens = list(tokens)
-    for position, token in enumerate(tokens):
+    tokens, seen = list(tokens), set()
+    for token in tokens:
         if not isinstance(token, str) or not token:
             raise TypeError(f"special_tokens: {token!r} must be a string, "
                             "and not an empty one")
-        if token in tokens[:position]:
+        if token in seen:
             raise ValueError(f"special_tokens: {token!r} appears twice")
+        seen.add(token)
     return tokens
 
 # %% ../../nbs/10_tokenization.ipynb #7cb9108f
@@ -175,10 +176,9 @@ class _Spelling(_Vocabulary):
     normalizer = None  # some subclasses make fields of these two
     prefix_space = False
 
-    def _encode_around(self, text, tokens):
-        """The ids of a text that may spell `tokens`."""
-        late = [token for token in tokens if token in self._normalized]
-        early = {token: token for token in tokens if token not in late}
+    def _encode_around(self, text, allowed):
+        """The ids of a text that may spell the tokens of `allowed`."""
+        early, late = self._rounds(allowed)
         ids = []
         for start, part, token in _split_out(text, early, self.matching):
             if token is not None:
@@ -189,11 +189,10 @@ class _Spelling(_Vocabulary):
                 ids += self._coder(first=start == 0)._encode_plain(part)
         return ids
 
-    def _encode_late(self, text, tokens, *, first):
+    def _encode_late(self, text, late, *, first):
         """The same for tokens that stand in the normalized text."""
-        spelled = {self._normalize(token): token for token in tokens}
         ids = []
-        for start, part, token in _split_out(self._normalize(text), spelled,
+        for start, part, token in _split_out(self._normalize(text), late,
                                              self.matching):
             if token is not None:
                 ids.append(self._spelled_ids[token])
@@ -202,10 +201,24 @@ class _Spelling(_Vocabulary):
                 ids += coder._encode_plain(part)
         return ids
 
+    def _rounds(self, allowed):
+        """What is looked for in the text as it is, and as normalized."""
+        known = self._known_rounds
+        if allowed not in known:
+            early, late = {}, {}
+            for token in (*allowed, *self.added_tokens):
+                if self.matching.get(token, Matching()).normalized:
+                    late[self._normalize(token)] = token
+                else:
+                    early[token] = token
+            if len(known) > 99:  # a bound on memory
+                known.clear()
+            known[allowed] = early, late
+        return known[allowed]
+
     @cached_property
-    def _normalized(self):
-        return {token for token, how in self.matching.items()
-                if how.normalized}
+    def _known_rounds(self):
+        return {}
 
     def _normalize(self, text):
         text = self.normalizer(text) if self.normalizer else text
@@ -318,9 +331,9 @@ class Tokenizer(_Spelling):
                 "all". Whatever else looks like one is plain text.
         """
         _check_text("text", text)
-        spelled = self._allowed(allowed_special) + (*self.added_tokens,)
-        ids = (self._encode_around(text, spelled) if spelled
-               else self._encode_plain(text))
+        allowed = self._allowed(allowed_special)
+        ids = (self._encode_around(text, allowed)
+               if allowed or self.added_tokens else self._encode_plain(text))
         if add_special_tokens:
             ids[:0] = map(self.special_tokens.get, self.prefix)
             ids += map(self.special_tokens.get, self.suffix)

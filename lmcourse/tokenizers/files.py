@@ -426,7 +426,7 @@ def _vocab(found):
 
 def _added_tokens(top, vocab):
     """The special and the added tokens, and how both are found."""
-    special, added, matching, ids = {}, {}, {}, {}
+    special, added, matching, ids, last = {}, {}, {}, {}, -1
     for entry in top.objects("added_tokens"):
         token, i = entry.take("content", str), entry.take("id", int)
         how = Matching(**{name: entry.take(name, bool)
@@ -435,12 +435,12 @@ def _added_tokens(top, vocab):
         entry.end()
         if not token or token in ids:
             raise entry.wrong("content", token, "there, and only once")
-        last = max(ids.values(), default=-1)
         free = last + 1 if last >= len(vocab) else len(vocab)
         if i != vocab.get(token, free):
             raise entry.wrong("id", i, f"{vocab.get(token, free)}, by the "
                               "vocabulary")
         into[token] = ids[token] = i
+        last = max(last, i)
         if how != Matching():
             matching[token] = how
     return {"special_tokens": special, "added_tokens": added,
