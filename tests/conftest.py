@@ -4,7 +4,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def one_thread(request):
+def one_thread():
     """Tiny matrices: a second thread only makes the first one wait."""
     torch = pytest.importorskip("torch")
     n_threads = torch.get_num_threads()
