@@ -89,8 +89,12 @@ def test_wordpiece_in_stages(score):
 
 
 def test_blanks_and_marks_of_unigram():
-    """A mark in the text is no place for a cut, but is a mark."""
-    scores = {"\u2581": -1.0, "a": -2.0, "\u2581a": -2.5, "b": -2.0}
+    """A mark in the text is no place for a cut, but is a mark.
+
+    And a piece with a blank of its own, which no word has, is never found.
+    """
+    scores = {"\u2581": -1.0, "a": -2.0, "\u2581a": -2.5, "b": -2.0,
+              "  ": -0.1, " a": -0.1}
     own = Unigram(vocab={p: i for i, p in enumerate(scores)},
                   special_tokens={"<unk>": 9}, unk_token="<unk>",
                   scores=scores, byte_fallback=False, prefix_space=False)
