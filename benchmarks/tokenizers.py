@@ -1,6 +1,6 @@
 """Byte-level BPE side by side with the compiled libraries.
 
-    .venv/bin/python benchmarks/tokenizers.py [--rounds 5] [--part NAME]
+    .venv/bin/python benchmarks/tokenizers.py [--rounds 5]
 
 Text is taken from the documentation and source files of this machine; no
 paragraph is in it twice. All candidates of a table take turns in one process,
@@ -10,6 +10,7 @@ before: memories of words are emptied ahead of each round.
 
 import argparse
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -219,6 +220,37 @@ def decoding(texts, rounds, name, tokenizer):
                  ["tiktoken, from lists", "tiktoken, from arrays"])
 
 
+STREAM = """
+import itertools, resource, time
+from lmcourse.tokenizers import ByteBPE
+from lmcourse.world import documents
+
+def stream(size):
+    for seed in itertools.count():
+        for text in documents(20_000, seed):
+            yield text
+            size -= len(text)
+            if size <= 0:
+                return
+
+start = time.process_time()
+tokenizer = ByteBPE.train(stream(1_000_000_000), 32_768)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+print(f"{tokenizer.vocab_size:,} tokens, {time.process_time() - start:.0f} s "
+      f"of CPU (writing the world included), peak memory {peak:.0f} MB.")
+"""
+
+
+def streaming():
+    """Peak memory of learning from a stream, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", STREAM], text=True,
+                          capture_output=True, check=True)
+    text = "\n".join(["### A gigabyte of the world, streamed", "",
+                      done.stdout])
+    print(text, flush=True)
+    return text
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -249,6 +281,7 @@ def main():
                              special_tokens=())
         sections.append(encoding(small, rounds,
                                  f"{name}, GPT-4's pattern", gpt4))
+    sections.append(streaming())
     write_results("tokenizers.md", sections)
 
 
