@@ -374,15 +374,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits = logits.div_(softcap).tanh_()
                 slope = 1 - logits.square()
                 logits.mul_(softcap)
-            log_total = logits.logsumexp(dim=-1, keepdim=True)
-            surprise = (log_total - logits.gather(1, picked))[:, 0]
-            loss += surprise[kept].sum()
+            logits -= logits.amax(dim=-1, keepdim=True)
+            score = logits.gather(1, picked)
+            exps = logits.exp_()  # in place: one buffer, one exp per logit
+            total = exps.sum(dim=-1, keepdim=True)
+            loss += (total.log() - score)[kept].sum()
             if not with_grad:
                 continue
             # the gradient p - 1[label], made in the place of the logits
-            grad = logits.sub_(log_total).exp_()
-            grad.scatter_add_(1, picked, -torch.ones_like(log_total))
-            grad.mul_((kept / count)[:, None])
+            share = kept.to(dtype)[:, None] / count
+            grad = exps.mul_(share / total)
+            grad.scatter_add_(1, picked, -share)
             if softcap is not None:
                 grad.mul_(slope)
             grad = grad.to(x.dtype)
