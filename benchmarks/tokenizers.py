@@ -168,27 +168,30 @@ def threads(texts, rounds, name, tokenizer):
     size = sum(len(t.encode()) for t in texts)
     ours = tokenizer._encoder
 
-    def run(n, encode):
+    def run(n, encode, documents):
         def job():
             with ThreadPoolExecutor(n) as pool:
                 for _ in pool.map(lambda part: [encode(t) for t in part],
-                                  [texts[i::n] for i in range(n)]):
+                                  [documents[i::n] for i in range(n)]):
                     pass
         return job
 
     def prepare():
         ours.idle[:] = [ours.fresh.copy(), ours.fresh.copy()]
 
-    candidates = {f"{n} thread{'s' * (n > 1)}, {kind}": (prepare,
-                                                          run(n, encode))
-                  for kind, encode in (("arrays", tokenizer.encode_to_numpy),
-                                       ("lists", tokenizer.encode))
-                  for n in (1, 2)}
+    longer = ["".join(texts[i:i + 10]) for i in range(0, len(texts), 10)]
+    candidates = {
+        f"{n} thread{'s' * (n > 1)}, {kind}, documents of {length}":
+            (prepare, run(n, encode, documents))
+        for kind, encode in (("arrays", tokenizer.encode_to_numpy),
+                             ("lists", tokenizer.encode))
+        for length, documents in (("10 kB", texts), ("100 kB", longer))
+        for n in (1, 2)}
     seconds = take_turns(candidates, 2 * rounds)
     lines = [f"### Two threads, {name}, {size / 1e6:.0f} MB, cold", "",
              "| | CPU s | wall s | wall, x one thread |", "|---|---|---|---|"]
     for key, (cpu, wall) in seconds.items():
-        one = seconds["1 thread, " + key.split(", ")[1]][1]
+        one = seconds["1 thread, " + key.split(", ", 1)[1]][1]
         lines.append(f"| {key} | {cpu:.3f} | {wall:.3f} | {one / wall:.2f} |")
     load = os.getloadavg()[0]
     text = "\n".join([*lines, "", f"Load average at the end: {load:.1f} on "
@@ -221,7 +224,8 @@ def decoding(texts, rounds, name, tokenizer):
 
 
 STREAM = """
-import itertools, resource, time
+import itertools, re, time
+from pathlib import Path
 from lmcourse.tokenizers import ByteBPE
 from lmcourse.world import documents
 
@@ -235,7 +239,9 @@ def stream(size):
 
 start = time.process_time()
 tokenizer = ByteBPE.train(stream(1_000_000_000), 32_768)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+# ru_maxrss would count the process that started this one
+status = Path("/proc/self/status").read_text()
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1000
 print(f"{tokenizer.vocab_size:,} tokens, {time.process_time() - start:.0f} s "
       f"of CPU (writing the world included), peak memory {peak:.0f} MB.")
 """

@@ -294,9 +294,11 @@ def _merge_short(word, ranks, results):
     while found and (rank := min(found)) != _NEVER:
         j = found.index(rank)
         word[j:j + 2] = [results[rank]]
-        around = word[max(j - 1, 0):j + 2]
-        found[max(j - 1, 0):j + 2] = [ranks.get(pair, _NEVER)
-                                      for pair in pairwise(around)]
+        del found[j]
+        if j > 0:
+            found[j - 1] = ranks.get((word[j - 1], word[j]), _NEVER)
+        if j < len(found):
+            found[j] = ranks.get((word[j], word[j + 1]), _NEVER)
     return word
 
 # %% ../../nbs/11_bpe.ipynb #041f0689
