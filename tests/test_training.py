@@ -41,15 +41,6 @@ from lmcourse.training import (
 VOCAB, WIDTH = 11, 8
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The models are so small that a second thread only costs time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Tiny(torch.nn.Module):
     """The smallest language model: it looks one token back, with dropout."""
 
