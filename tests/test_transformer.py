@@ -254,6 +254,11 @@ def test_wrong_inputs():
         model(torch.tensor([[61]]))
     with pytest.raises(ValueError, match="input_ids=-1"):
         model(torch.tensor([[-1]]))
+    with pytest.raises(TypeError, match="input_ids: must be int64 or int32"):
+        model(torch.tensor([[0.5]]))
+    for shape in ((1, 0), (0, 1), (3,)):
+        with pytest.raises(ValueError, match="input_ids of shape .*one token"):
+            model(torch.zeros(shape, dtype=torch.long))
     with pytest.raises(ValueError, match="length=41: must be at most max_len"):
         model(ids(1, 41))
     with pytest.raises(ValueError, match=r"attention_mask of shape \(2, 5\)"):

@@ -384,7 +384,12 @@ class Transformer(nn.Module):
 # %% ../../nbs/23_transformer.ipynb #1fbba7a0
 def _check_ids(ids, size, *, name="input_ids"):
     """Ids outside an embedding are an error, not a crash of the device."""
-    if ids.is_meta or not ids.numel() or torch.compiler.is_compiling():
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: must be int64 or int32, not {ids.dtype}")
+    if ids.ndim != 2 or not ids.numel():
+        raise ValueError(f"{name} of shape {tuple(ids.shape)}: must be "
+                         "(B, T), with at least one token")
+    if ids.is_meta or torch.compiler.is_compiling():
         return
     low, high = ids.aminmax()
     if low < 0 or high >= size:
