@@ -504,12 +504,11 @@ def find_checkpoint(folder_or_hub_id, *, revision=None):
     if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise FileNotFoundError(f"{name}: is no folder")
     try:
-        import huggingface_hub
+        from huggingface_hub import constants, errors
     except ImportError:
         raise ImportError(
             f"{name}: is no folder here; to find it on the Hub, "
             'pip install "lmcourse[hub]"') from None
-    errors = huggingface_hub.errors
     try:
         return _from_hub(name, revision, local_files_only=True)
     except errors.EntryNotFoundError:
@@ -517,7 +516,7 @@ def find_checkpoint(folder_or_hub_id, *, revision=None):
     try:
         return _from_hub(name, revision, local_files_only=False)
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+        cache = Path(constants.HF_HUB_CACHE)
         raise FileNotFoundError(
             f"{name}: is no folder, is not complete in the cache (looked for "
             f"{cache / ('models--' + name.replace('/', '--'))}), and the Hub "

@@ -557,6 +557,18 @@ def test_the_device_is_respected(folder):
     assert not load_model(folder).training
 
 
+def test_hub_offline_in_an_empty_script(tmp_path):
+    """Nothing else has imported the parts of huggingface_hub by then."""
+    script = "from lmcourse.checkpoints import load_model; load_model('gpt2')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("FileNotFoundError: gpt2: is no folder, is not ")
+    assert str(tmp_path) in last and "works offline" in last
+
+
 def test_hub_offline_and_cached(folder, tmp_path, monkeypatch):
     constants = huggingface_hub.constants
     cache = tmp_path / "cache"
