@@ -79,7 +79,7 @@ def perplexity(loss):
         loss: nats per token.
 
     Returns:
-        e to the power of the loss: 1 for a model that knows, V for one that
+        e to the power of the loss, 1 for a model that knows, V for one that
         guesses.
     """
     return math.exp(loss)

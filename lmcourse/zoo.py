@@ -35,7 +35,7 @@ def probe_scores(model, tokenizer, questions):
         questions: a list of `lmcourse.world.Probe`.
 
     Returns:
-        Two numbers between 0 and 1: the share of the probes whose right
+        Two numbers between 0 and 1, the share of the probes whose right
         ending is likelier than the wrong one, and the mean probability of
         the right ending.
 

@@ -25,7 +25,7 @@ def manual():
     Its wording changes a little with Python's version.
 
     Returns:
-        Two lists of pages, which share none: to learn from, to test on.
+        Two lists of pages that share none, to learn from and to test on.
     """
     from pydoc_data.topics import topics
 

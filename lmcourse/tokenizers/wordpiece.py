@@ -38,7 +38,7 @@ def count_pieces(words):
         words: how often each word occurs; a word is a tuple of pieces.
 
     Returns:
-        Two counters: of the pieces, and of the pairs of them.
+        Two counters, of the pieces and of the pairs of them.
     """
     pieces, pairs = Counter(), Counter()
     for word, count in words.items():
@@ -93,7 +93,7 @@ def learn_wordpiece_loop(corpus, vocab_size, *, score=likelihood_score):
         score: what to maximize; called like `likelihood_score`.
 
     Returns:
-        The pieces: all letters, all letters with the mark, and then the
+        The pieces in this order, all letters, all with the mark, then the
         merged ones in the order of their birth.
 
     Raises:
