@@ -33,13 +33,14 @@ from benchmarks.side_by_side import (  # noqa: E402
     texts_of_this_machine,
     write_results,
 )
-from lmcourse.tokenizers import bpe, fast_bpe  # noqa: E402
+from lmcourse.tokenizers import bpe  # noqa: E402
 from lmcourse.tokenizers.bpe import (  # noqa: E402
     GPT2_ALPHABET,
     GPT2_PATTERN,
     GPT4_PATTERN,
     ByteBPE,
 )
+from lmcourse.tokenizers.fast import bpe as fast_bpe  # noqa: E402
 
 try:
     import rustbpe

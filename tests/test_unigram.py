@@ -13,7 +13,7 @@ import sentencepiece
 from samples import lines, same_score, sources, strings
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lmcourse.tokenizers import fast_pieces
+from lmcourse.tokenizers.fast import pieces as fast_pieces
 from lmcourse.tokenizers import unigram as chapter
 from lmcourse.tokenizers.base import manual
 from lmcourse.tokenizers.unigram import (

@@ -16,7 +16,7 @@ from tokenizers import (
     trainers,
 )
 
-from lmcourse.tokenizers import fast_pieces
+from lmcourse.tokenizers.fast import pieces as fast_pieces
 from lmcourse.tokenizers import wordpiece as chapter
 from lmcourse.tokenizers.base import manual
 from lmcourse.tokenizers.wordpiece import (
@@ -185,8 +185,8 @@ def test_without_numba(tokenizer, differing, monkeypatch):
 
 def test_numba_is_not_needed(monkeypatch):
     chapter._compiled_pieces.cache_clear()
-    monkeypatch.setitem(sys.modules, "lmcourse.tokenizers.fast_pieces", None)
-    monkeypatch.delattr("lmcourse.tokenizers.fast_pieces")
+    monkeypatch.setitem(sys.modules, "lmcourse.tokenizers.fast.pieces", None)
+    monkeypatch.delattr("lmcourse.tokenizers.fast.pieces")
     assert chapter._compiled_pieces() is None
     monkeypatch.undo()
     chapter._compiled_pieces.cache_clear()

@@ -417,7 +417,7 @@ class _Decoder:
 def _implementation():
     """Learner, encoder and decoder: compiled ones where numba is there."""
     try:
-        from lmcourse.tokenizers import fast_bpe
+        from lmcourse.tokenizers.fast import bpe as fast_bpe
     except ImportError:
         return _learn_bytes, _Encoder, _Decoder
     return fast_bpe.learn_bytes, fast_bpe.FastEncoder, fast_bpe.FastDecoder

@@ -263,9 +263,9 @@ def _set_apart(char):
 # %% ../../nbs/12_wordpiece.ipynb #9a745a45
 @lru_cache(maxsize=1)
 def _compiled_pieces():
-    """The module of chapter 15; None where numba is not installed."""
+    """The module of chapter 82; None where numba is not installed."""
     try:
-        from lmcourse.tokenizers import fast_pieces
+        from lmcourse.tokenizers.fast import pieces as fast_pieces
     except ImportError:
         return None
     return fast_pieces

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lmcourse
-from lmcourse.tokenizers import fast_pieces
+from lmcourse.tokenizers.fast import pieces as fast_pieces
 from lmcourse.tokenizers import unigram
 from lmcourse.tokenizers import wordpiece as chapter
 from lmcourse.tokenizers.base import manual
@@ -177,7 +177,7 @@ def test_cache_of_a_package_that_cannot_be_written(tmp_path):
                     ignore=shutil.ignore_patterns("__pycache__"))
     # a file where the folder would be: nobody, not even root, can write there
     (package / "tokenizers" / "__pycache__").write_text("")
-    code = ("from lmcourse.tokenizers import fast_pieces as f; import numpy;"
+    code = ("from lmcourse.tokenizers.fast import pieces as f; import numpy;"
             "f._grown(numpy.zeros(2), 0.0); print(f.__file__)")
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True,

@@ -13,7 +13,8 @@ import tiktoken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmcourse.tokenizers import bpe, fast_bpe
+from lmcourse.tokenizers import bpe
+from lmcourse.tokenizers.fast import bpe as fast_bpe
 from lmcourse.tokenizers.base import END_OF_TEXT, manual
 from lmcourse.tokenizers.bpe import (
     GPT2_ALPHABET,
@@ -105,8 +106,8 @@ def test_the_compiled_path_is_in_use(trained):
 
 def test_without_numba_all_is_the_same(trained, monkeypatch):
     assert trained.decode(trained.encode("low")) == "low"  # made before
-    monkeypatch.setitem(sys.modules, "lmcourse.tokenizers.fast_bpe", None)
-    monkeypatch.delattr("lmcourse.tokenizers.fast_bpe")
+    monkeypatch.setitem(sys.modules, "lmcourse.tokenizers.fast.bpe", None)
+    monkeypatch.delattr("lmcourse.tokenizers.fast.bpe")
     slow = ByteBPE.train(TRAIN, 2000, pattern=trained.pattern)
     assert isinstance(slow._encoder, bpe._Encoder)
     assert (slow.vocab, slow.merges) == (trained.vocab, trained.merges)

@@ -1,0 +1,1 @@
+"""Compiled with numba: loaded only when they are wanted."""
