@@ -1039,12 +1039,34 @@ def _bert_settings(path):
 
 # %% ../../nbs/84_tokenizer_files.ipynb #bc520f93
 _RANK = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,8})\r?\n?")
+_RANKS = re.compile(rb"(?:[A-Za-z0-9+/]+={0,2} \d{1,8}\r?(?:\n|\Z))*+")
 
 
 def _read_ranks(path, pattern=GPT4_PATTERN, special_tokens=()):
     """A rank file of tiktoken: a token in base64 and its rank, a line."""
+    return ByteBPE(vocab=_ranks(path.read_bytes()), merges=None,
+                   special_tokens=dict(special_tokens), pattern=pattern,
+                   ignore_merges=True)
+
+
+def _ranks(raw):
+    parts = raw.split()
+    if _RANKS.fullmatch(raw):
+        try:
+            ranks = dict(zip(map(binascii.a2b_base64, parts[::2]),
+                             map(int, parts[1::2]), strict=True))
+        except binascii.Error:
+            return _ranks_by_line(raw)
+        if (2 * len(ranks) == 2 * len({*ranks.values()}) == len(parts)
+                and max(ranks.values(), default=0) < _LARGEST_ID):
+            return ranks
+    return _ranks_by_line(raw)
+
+
+def _ranks_by_line(raw):
+    """The same, slowly: it says which line is wrong."""
     vocab, ranks = {}, set()
-    for n, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    for n, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
             continue
         found = _RANK.fullmatch(line)
@@ -1058,9 +1080,7 @@ def _read_ranks(path, pattern=GPT4_PATTERN, special_tokens=()):
                              f"there already, or is not below {_LARGEST_ID}")
         vocab[token] = rank
         ranks.add(rank)
-    return ByteBPE(vocab=vocab, merges=merges_of_ranks(vocab),
-                   special_tokens=dict(special_tokens), pattern=pattern,
-                   ignore_merges=True)
+    return vocab
 
 
 def merges_of_ranks(ranks):
@@ -1323,6 +1343,9 @@ _SCHEMES = {"missing": "always", "first": "first"}
 
 
 def _write_byte_bpe(tokenizer):
+    merges = tokenizer.merges
+    if merges is None:
+        merges = merges_of_ranks(tokenizer.vocab)
     before = [_split(tokenizer.pattern),
               {"type": "ByteLevel", "add_prefix_space": False,
                "trim_offsets": True, "use_regex": False}]
@@ -1340,7 +1363,7 @@ def _write_byte_bpe(tokenizer):
                     "trim_offsets": True, "use_regex": True},
         "model": _write_bpe(
             _everything(tokenizer, _as_letters), tokenizer.unk_token,
-            [[_as_letters(a), _as_letters(b)] for a, b in tokenizer.merges],
+            [[_as_letters(a), _as_letters(b)] for a, b in merges],
             ignore_merges=tokenizer.ignore_merges)}
 
 
