@@ -9,6 +9,9 @@ __all__ = ['LLAMA', 'LLAMAS', 'QWEN2', 'QWEN3', 'MISTRALS', 'QWENS', 'GEMMA', 'G
            'read_gemma3', 'read_mixtral', 'read_qwen3_moe', 'write_decoder', 'decoder_names', 'mixtral_names',
            'qwen3_moe_names']
 
+# %% ../../nbs/41_llama.ipynb #e40e49ef
+from ..layers.attention import cache_bytes
+
 # %% ../../nbs/41_llama.ipynb #3afab52e
 from functools import partial
 
