@@ -1,6 +1,6 @@
 # Everything runs in .venv, which each target makes when it is not there.
 .DEFAULT_GOAL := help
-.PHONY: help env html book test run sync owner lab bench clean
+.PHONY: help env html book test nightly run sync owner lab bench clean
 PYTHON ?= python3
 PORT ?= 8000
 CH ?=
@@ -45,6 +45,9 @@ test: $(READY) $(OTHER)  ## everything that CI runs
 	$(NBVAL) nbs
 	$(MAKE) html
 	$(BIN)/python -m pytest -q tests/test_pages.py
+
+nightly: $(READY)  ## the thorough tests that `make test` leaves out
+	$(BIN)/python -m pytest -q tests -m nightly
 
 run: $(READY)  ## re-execute chapters (all, or CH=11), clean, export, sync
 	$(BIN)/python tools/chapters.py run $(CH)

@@ -1,5 +1,6 @@
 """Notebooks, texts, exported modules and pages agree with each other."""
 
+import ast
 import filecmp
 import importlib
 import json
@@ -23,6 +24,11 @@ NOTEBOOKS = sorted(NBS.glob("*.ipynb"))
 STEMS = sorted({p.stem for p in NOTEBOOKS}
                | {p.stem for p in (NBS / "text").glob("*.md")})
 WRITTEN_BY = {module_of(p): p.stem for p in NOTEBOOKS if module_of(p)}
+
+
+def path_of(module):
+    """Where an exported module lies."""
+    return ROOT / (module.replace(".", "/") + ".py")
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -116,6 +122,14 @@ def test_public_names_have_docstrings():
     assert bare == []
 
 
+@pytest.mark.parametrize("module", sorted(WRITTEN_BY))
+def test_module_begins_with_one_line_that_says_what_it_holds(module):
+    """nbdev takes it from the title's cell: the line `> What it holds.`"""
+    tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
+    first = ast.get_docstring(tree) or ""
+    assert re.fullmatch(r"\S.{10,72}\.", first), first
+
+
 def test_every_chapter_is_in_the_contents_and_every_module_on_the_api_page():
     index = (NBS / "index.md").read_text(encoding="utf-8")
     api = (NBS / "api.md").read_text(encoding="utf-8")
@@ -149,8 +163,8 @@ def test_exported_code_keeps_to_itself(module):
     """No network, no environment, nothing evaluated or unpickled."""
     if module == "lmcourse.checkpoints":
         return  # the one module that may reach the network
-    path = ROOT / (module.replace(".", "/") + ".py")
-    source = path.read_text(encoding="utf-8").replace("model.eval(", "")
+    source = path_of(module).read_text(encoding="utf-8")
+    source = source.replace("model.eval(", "")
     found = [line for line in source.splitlines() if FORBIDDEN.search(line)
              and ".eval(" not in line]
     assert found == []
