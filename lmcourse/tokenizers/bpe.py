@@ -474,6 +474,9 @@ def _implementation():
 
 def _check_parts(merges, vocab):
     """Both parts of a merge, and what it makes, are tokens."""
+    if (vocab.keys() >= {*chain.from_iterable(merges)}
+            and vocab.keys() >= {a + b for a, b in merges}):
+        return
     for number, (left, right) in enumerate(merges):
         if left not in vocab or right not in vocab or (
                 left + right not in vocab):
