@@ -491,21 +491,18 @@ def _interrupts():
 @contextlib.contextmanager
 def _noise(device, *numbers):
     """Random numbers that follow from `numbers`; then all is as before."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     generators = [torch.default_generator]
     if device.type == "cuda":
-        index = device.index or 0
-        generators.append(torch.cuda.default_generators[index])
-    elif device.type == "mps":
-        generators.append(torch.mps._get_default_mps_generator())
-    before = [generator.get_state() for generator in generators]
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    try:
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    with contextlib.ExitStack() as after:
         for generator in generators:
+            after.callback(generator.set_state, generator.get_state())
             generator.manual_seed(seed)
+        if device.type == "mps":
+            after.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+            torch.mps.manual_seed(seed)
         yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
 
 # %% ../nbs/30_training.ipynb #e0aa5f6f
 class _Sums:

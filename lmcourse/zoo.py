@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from .files import read_json, write_folder, write_json
 from .layers.transformer import Transformer, TransformerConfig
-from .tokenizers import load_tokenizer
+from .tokenizers import load_tokenizer, save_tokenizer
 from .tokenizers.base import END_OF_TEXT, Words
 from lmcourse.training import (
     TokenBatches,
@@ -212,7 +212,7 @@ def save_world_model(folder, *, model, tokenizer, record):
     def write(writing):
         write_json(writing / "config.json", asdict(model.config))
         write_json(writing / "record.json", record)
-        tokenizer.save(writing)
+        save_tokenizer(tokenizer, writing)
         save_file(weights, writing / "model.safetensors")
 
     write_folder(folder, write)
