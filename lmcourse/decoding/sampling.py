@@ -184,7 +184,7 @@ def _write(model, input_ids, *, attention_mask, choose, steps,
     rows = torch.arange(len(input_ids), device=input_ids.device)
     while len(new) < max_new_tokens and len(rows):
         if new:
-            logits = reader.advance(chosen[:, None])[:, -1]
+            logits = reader.advance(new[-1][rows, None])[:, -1]
         scores = apply_steps(logits, steps, input_ids=reader.input_ids)
         chosen = choose(scores).to(input_ids)
         new.append(torch.full_like(input_ids[:, 0], end))
@@ -192,7 +192,7 @@ def _write(model, input_ids, *, attention_mask, choose, steps,
         going = (chosen != end).nonzero()[:, 0]
         if len(going) < len(rows):
             reader.select(going)
-            rows, chosen = rows[going], chosen[going]
+            rows = rows[going]
     return torch.cat([input_ids, *(ids[:, None] for ids in new)], dim=1)
 
 # %% ../../nbs/60_decoding.ipynb #1858b6c9
