@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .layers.transformer import Transformer, TransformerConfig
+from .layers.transformer import TransformerConfig, build_transformer
 from lmcourse.models.gpt import (
     gpt1_names,
     gpt2_names,
@@ -142,7 +142,7 @@ class Family:
     read: Callable
     write: Callable
     names: Callable
-    build: Callable = Transformer
+    build: Callable = build_transformer
     prefix: str = "model."
     skipped: str = r"\.rotary_emb\.inv_freq$"
     copies: tuple = (("lm_head.weight", "model.embed_tokens.weight"),)

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from ..layers.transformer import Transformer, TransformerConfig
+from ..layers.transformer import TransformerConfig, build_transformer
 
 # %% ../../nbs/40_gpt.ipynb #38c9961b
 GPT1_PIECES = {"norm_placement": "post", "feed_forward": "gelu_tanh"}
@@ -41,7 +41,7 @@ def count_parameters(config):
         An integer; tied weights count once.
     """
     with torch.device("meta"):
-        model = Transformer(config)
+        model = build_transformer(config)
     return sum(p.numel() for p in model.parameters())
 
 # %% ../../nbs/40_gpt.ipynb #71e7fc3b

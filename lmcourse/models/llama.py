@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from ..layers.blocks import FEED_FORWARDS
-from ..layers.transformer import Transformer, TransformerConfig
+from ..layers.transformer import TransformerConfig, build_transformer
 from .gpt import read_choice, read_number
 
 # %% ../../nbs/41_llama.ipynb #52171d92
@@ -78,7 +78,7 @@ def total_and_active(config):
         an embedding counts as used although a token reads one row of it.
     """
     with torch.device("meta"):
-        model = Transformer(config)
+        model = build_transformer(config)
     total = idle = 0
     for name, parameter in model.named_parameters():
         total += parameter.numel()
