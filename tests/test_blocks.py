@@ -196,7 +196,7 @@ def test_cross_block_by_formula(placement):
         y = norm(x + f(x))
         y = norm(y + look(y, source=seen))
         expected = norm(y + g(y))
-    found = block(x, source=source, source_mask=mask)
+    found = block(x, source=source, source_mask=mask[None])
     assert (found - expected).abs().max() < 1e-12
 
 

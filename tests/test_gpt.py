@@ -168,8 +168,6 @@ def test_configurations_survive_the_way_out_and_back(family, changes):
     (read_gpt1, dict(afn="mish"), "afn='mish': must be"),
     (read_gpt1, dict(embd_pdrop=0.2),
      "embd_pdrop=0.2: must be resid_pdrop=0.1"),
-    (read_gpt2, dict(attn_pdrop=0.2),
-     "attn_pdrop=0.2: must be resid_pdrop=0.1"),
     (read_gpt2, dict(n_ctx=16), "n_ctx=16: must be 32"),
 ])
 def test_what_is_not_implemented_is_refused(read, changes, message):
@@ -179,8 +177,8 @@ def test_what_is_not_implemented_is_refused(read, changes, message):
 
 
 def test_dropout_is_taken_over():
-    assert read_gpt2(SIZES | dict(resid_pdrop=0.3, embd_pdrop=0.3,
-                                  attn_pdrop=0.3)).dropout == 0.3
+    assert read_gpt2(SIZES | dict(resid_pdrop=0.3, embd_pdrop=0.3)
+                     ).dropout == 0.3
 
 
 @pytest.mark.parametrize("name, layers, said, within", [

@@ -4,13 +4,17 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 
 from lmcourse.checkpoints import load_model, save_model
+from lmcourse.models.llama import (
+    OPEN_DECODERS,
+    cache_of_text,
+    cache_per_token,
+)
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -278,3 +282,13 @@ def stacked_gradients(theirs, ours):
 def test_all_families_have_twelve_configurations():
     for family, (_, _, knobs) in FAMILIES.items():
         assert len(knobs) >= 12, family
+
+
+def test_what_a_conversation_weighs():
+    """By hand: keys and values, layers, heads, their width, bytes."""
+    llama, gemma = OPEN_DECODERS["llama-3.1-8b"], OPEN_DECODERS["gemma-3-4b"]
+    assert cache_per_token(llama) == 2 * 32 * 8 * 128 * 2
+    assert cache_per_token(llama, bytes_per_number=4) == 2 ** 18
+    assert cache_of_text(llama, 100) == 100 * cache_per_token(llama)
+    kept = 5 * 5000 + 29 * 1024  # five layers of 34 see everything
+    assert cache_of_text(gemma, 5000) == kept * 2 * 4 * 256 * 2
