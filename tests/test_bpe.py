@@ -259,7 +259,8 @@ def test_words_of_any_length_merge_alike(shuffled):
 
 def test_memory_of_words_is_bounded():
     computed = []
-    memory = bpe._Memory(lambda word: computed.append(word) or [1], limit=10)
+    memory = bpe.WordMemory(
+        lambda word: computed.append(word) or [1], limit=10)
     for number in range(100):
         assert memory[str(number)] == [1]
         assert len(memory) <= 10

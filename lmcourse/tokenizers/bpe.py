@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIES', 'GPT2_PATTERN', 'GPT4_PATTERN', 'GPT2_ALPHABET', 'spell', 'count_pairs', 'most_frequent', 'replace_pair',
-           'learn_bpe_loop', 'bpe_vocabulary', 'segment_bpe', 'learn_bpe', 'ByteBPE']
+           'learn_bpe_loop', 'bpe_vocabulary', 'segment_bpe', 'learn_bpe', 'WordMemory', 'cut_words', 'ByteBPE']
 
 # %% ../../nbs/11_bpe.ipynb #fa7b6904
 from array import array
@@ -20,12 +20,13 @@ from tqdm import tqdm
 from lmcourse.tokenizers.base import (
     END_OF_TEXT,
     Tokenizer,
-    _check_prefix_space,
-    _check_special,
-    _check_text,
-    _compiled,
-    _prefixed,
-    _read,
+    check_prefix_space,
+    check_special_tokens,
+    check_text,
+    compile_pattern,
+    find_engine,
+    prepare_text,
+    read_texts,
 )
 
 # %% ../../nbs/11_bpe.ipynb #a385c085
@@ -45,7 +46,7 @@ def spell(corpus, *, end="_"):
                         "string; .split() makes words of it")
     spelled = Counter()
     for word, count in Counter(corpus).items():
-        _check_text("corpus: word", word)
+        check_text("corpus: word", word)
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"corpus[{word!r}]={count!r}: must be a count, "
                              "1 or larger")
@@ -259,9 +260,9 @@ GPT4_PATTERN = (
 # %% ../../nbs/11_bpe.ipynb #d42c8e9d
 def _learn_bytes(texts, size, pattern, alphabet):
     """Learn `size` tokens: a list of bytes by id, and pairs of ids."""
-    compiled, words = _compiled(pattern), Counter()
-    for text in _read(texts, "counting words"):
-        words.update(_words(compiled, text))
+    compiled, words = compile_pattern(pattern), Counter()
+    for text in read_texts(texts, "counting words"):
+        words.update(cut_words(compiled, text))
     if not words:
         raise ValueError("texts: must hold at least one character")
     tokens = [bytes([b]) for b in alphabet]
@@ -340,8 +341,13 @@ def _merge_long(word, ranks, results, pairs):
     return [i for i in word if i != gone]
 
 # %% ../../nbs/11_bpe.ipynb #e2df214a
-class _Memory(dict):
-    """The ids of words, computed when a word is met for the first time."""
+class WordMemory(dict):
+    """The ids of words, computed when a word is met for the first time.
+
+    Args:
+        compute: a function from a word to what is remembered of it.
+        limit: how many words there may be; all are forgotten then.
+    """
 
     def __init__(self, compute, limit=1 << 18):
         self.compute, self.limit = compute, limit
@@ -355,8 +361,16 @@ class _Memory(dict):
         return ids
 
 
-def _words(pattern, text):
-    """The words of a text; what no word covers is a word as well."""
+def cut_words(pattern, text):
+    """The words of a text; what no word covers is a word as well.
+
+    Args:
+        pattern: a compiled regular expression.
+        text: any string.
+
+    Returns:
+        An iterable of strings that give `text` when they are joined.
+    """
     if len(text) < 1 << 20:  # fast, but all the words are in memory
         words = pattern.findall(text)
         if sum(map(len, words)) == len(text):
@@ -381,13 +395,13 @@ class _Encoder:
     """Ids of plain text by merging: what `ByteBPE` works with."""
 
     def __init__(self, vocab, merges, pattern, ignore_merges=False):
-        self.pattern = _compiled(pattern)
+        self.pattern = compile_pattern(pattern)
         self.whole = vocab if ignore_merges else {}
         self.byte_ids = [vocab[bytes([b])] for b in range(256)]
         self.pairs = [(vocab[a], vocab[b]) for a, b in merges]
         self.ranks = {pair: rank for rank, pair in enumerate(self.pairs)}
         self.results = [vocab[a + b] for a, b in merges]
-        self.memory = _Memory(self.merge)
+        self.memory = WordMemory(self.merge)
 
     def merge(self, word):
         word = word.encode()
@@ -399,7 +413,7 @@ class _Encoder:
         return _merge_long(ids, self.ranks, self.results, self.pairs)
 
     def encode(self, text):
-        words = _words(self.pattern, text)
+        words = cut_words(self.pattern, text)
         return [*chain.from_iterable(map(self.memory.__getitem__, words))]
 
     def encode_to_numpy(self, text):
@@ -418,11 +432,10 @@ class _Decoder:
 
 def _implementation():
     """Learner, encoder and decoder: compiled ones where numba is there."""
-    try:
-        from lmcourse.tokenizers.fast import bpe as fast_bpe
-    except ImportError:
+    fast = find_engine("bpe")
+    if fast is None:
         return _learn_bytes, _Encoder, _Decoder
-    return fast_bpe.learn_bytes, fast_bpe.FastEncoder, fast_bpe.FastDecoder
+    return fast.learn_bytes, fast.FastEncoder, fast.FastDecoder
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -457,8 +470,8 @@ class ByteBPE(Tokenizer):
     def __post_init__(self):
         super().__post_init__()
         object.__setattr__(self, "merges", tuple(map(tuple, self.merges)))
-        _compiled(self.pattern)
-        _check_prefix_space(self.prefix_space)
+        compile_pattern(self.pattern)
+        check_prefix_space(self.prefix_space)
         for b in range(256):
             if bytes([b]) not in self.vocab:
                 raise ValueError(f"vocab: lacks the byte {bytes([b])!r}; "
@@ -485,7 +498,7 @@ class ByteBPE(Tokenizer):
         Raises:
             ValueError: no text, or a vocabulary smaller than the alphabet.
         """
-        special = _check_special(special_tokens)
+        special = check_special_tokens(special_tokens)
         least = 256 + len(special)
         if not isinstance(vocab_size, int) or vocab_size < least:
             raise ValueError(f"vocab_size={vocab_size!r}: must be an integer "
@@ -513,18 +526,15 @@ class ByteBPE(Tokenizer):
     def _decoder(self):
         _, _, decoder = _implementation()
         spelled = {i: t.encode() for i, t in self._spelled_by_id.items()}
-        return decoder({**self._by_id, **spelled})
+        return decoder({**self.by_id, **spelled})
 
-    def _prepare(self, text):
-        if self.normalizer:
-            text = self.normalizer(text)
-        return _prefixed(text, self.prefix_space)
-
-    def _encode_plain(self, text):
-        return self._encoder.encode(self._prepare(text))
+    def encode_plain(self, text):
+        return self._encoder.encode(
+            prepare_text(text, self.normalizer, self.prefix_space))
 
     def _plain_to_numpy(self, text):
-        return self._encoder.encode_to_numpy(self._prepare(text))
+        return self._encoder.encode_to_numpy(
+            prepare_text(text, self.normalizer, self.prefix_space))
 
     def decode(self, ids, *, errors="replace", skip_special_tokens=False):
         if errors in ("replace", "strict") and not skip_special_tokens:
@@ -534,8 +544,8 @@ class ByteBPE(Tokenizer):
         return super().decode(ids, errors=errors,
                               skip_special_tokens=skip_special_tokens)
 
-    def _decode_plain(self, ids, errors):
-        text = b"".join(map(self._by_id.__getitem__, ids))
+    def decode_plain(self, ids, errors):
+        text = b"".join(map(self.by_id.__getitem__, ids))
         try:
             return text.decode(errors=errors)
         except UnicodeDecodeError as error:

@@ -16,8 +16,8 @@ import numba
 import numpy as np
 import regex
 
-from ..base import _compiled, _read
-from ..bpe import GPT2_PATTERN, GPT4_PATTERN, _words
+from ..base import compile_pattern, read_texts
+from ..bpe import GPT2_PATTERN, GPT4_PATTERN, cut_words
 
 if sys.byteorder != "little":
     raise ImportError("fast_bpe reads words as little-endian integers")
@@ -213,9 +213,9 @@ def split_ends(texts, pattern=GPT2_PATTERN):
         the places where they end. No word reaches from text to text.
     """
     if pattern not in _RULES:
-        compiled = _compiled(pattern)
+        compiled = compile_pattern(pattern)
         words = [word.encode() for text in texts
-                 for word in _words(compiled, text)]
+                 for word in cut_words(compiled, text)]
         ends = np.cumsum([*map(len, words)], dtype=np.int64)
         return b"".join(words), ends
     text = texts[0] if len(texts) == 1 else "".join(texts)
@@ -511,8 +511,8 @@ def learn_bytes(texts, size, pattern, alphabet):
     Raises:
         ValueError: no text.
     """
-    _compiled(pattern)  # says what is wrong with it before reading
-    counted = _count_words(_read(texts, "counting words"), pattern)
+    compile_pattern(pattern)  # says what is wrong with it before reading
+    counted = _count_words(read_texts(texts, "counting words"), pattern)
     letters, ends, counts = counted.words()
     if not len(ends):
         raise ValueError("texts: must hold at least one character")
