@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from .losses import IGNORE_INDEX, cross_entropy
+from .losses import cross_entropy
 
 # %% ../nbs/30_training.ipynb #c8834ccc
 def parameter_groups(model, weight_decay):
