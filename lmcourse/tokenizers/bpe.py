@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice, pairwise
+from operator import length_hint
 
 import numpy as np
 from tqdm import tqdm
@@ -291,12 +292,12 @@ def _learn_bytes(texts, size, pattern, alphabet):
 _NEVER = 1 << 62
 
 
-def _merge_short(word, ranks, results):
-    """Merge a list of ids, always the pair that was learned first."""
+def _merge_short(word, ranks):
+    """Merge a list of tokens, always the pair that was learned first."""
     found = [ranks.get(pair, _NEVER) for pair in pairwise(word)]
     while found and (rank := min(found)) != _NEVER:
         j = found.index(rank)
-        word[j:j + 2] = [results[rank]]
+        word[j:j + 2] = [word[j] + word[j + 1]]
         del found[j]
         if j > 0:
             found[j - 1] = ranks.get((word[j - 1], word[j]), _NEVER)
@@ -305,26 +306,27 @@ def _merge_short(word, ranks, results):
     return word
 
 # %% ../../nbs/11_bpe.ipynb #041f0689
-def _merge_long(word, ranks, results, pairs):
+def _merge_long(word, ranks):
     """The same for words of any length: places are kept by rank."""
-    size, gone = len(word), -1
+    size, gone = len(word), None
     after = array("q", range(1, size + 1))
     before = array("q", range(-1, size - 1))
     places = defaultdict(lambda: array("q"))
     for j, pair in enumerate(pairwise(word)):
-        if pair in ranks:
-            places[ranks[pair]].append(j)
+        met = ranks.get(pair)
+        if met is not None:
+            places[met].append(j)
     queue = sorted(places)
     while queue:
         rank = heappop(queue)
-        (left, right), new = pairs[rank], results[rank]
         todo = sorted(places.pop(rank), reverse=True)
         while todo and (not queue or queue[0] > rank):
             j = todo.pop()
             k = after[j]
-            if word[j] != left or k == size or word[k] != right:
+            if (word[j] is gone or k == size
+                    or ranks.get((word[j], word[k])) != rank):
                 continue
-            word[j], word[k], after[j] = new, gone, after[k]
+            word[j], word[k], after[j] = word[j] + word[k], gone, after[k]
             if after[j] < size:
                 before[after[j]] = j
             for start in (before[j], j):
@@ -338,7 +340,7 @@ def _merge_long(word, ranks, results, pairs):
         if todo:  # a pair that was learned earlier has turned up
             places[rank].extend(todo)
             heappush(queue, rank)
-    return [i for i in word if i != gone]
+    return [token for token in word if token is not gone]
 
 # %% ../../nbs/11_bpe.ipynb #e2df214a
 class WordMemory(dict):
@@ -391,26 +393,34 @@ def _words_and_gaps(pattern, text):
         yield text[done:]
 
 
+class _RanksByToken:
+    """The ranks of all pairs whose token has one, without a list of them."""
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+
+    def get(self, pair, default=None):
+        left, right = pair
+        return self.ranks.get(left + right, default)
+
+
 class _Encoder:
     """Ids of plain text by merging: what `ByteBPE` works with."""
 
     def __init__(self, vocab, merges, pattern, ignore_merges=False):
         self.pattern = compile_pattern(pattern)
-        self.whole = vocab if ignore_merges else {}
-        self.byte_ids = [vocab[bytes([b])] for b in range(256)]
-        self.pairs = [(vocab[a], vocab[b]) for a, b in merges]
-        self.ranks = {pair: rank for rank, pair in enumerate(self.pairs)}
-        self.results = [vocab[a + b] for a, b in merges]
+        self.vocab, self.ignore_merges = vocab, ignore_merges
+        self.ranks = (_RanksByToken(vocab) if merges is None
+                      else dict(zip(merges, range(len(merges)), strict=True)))
         self.memory = WordMemory(self.merge)
 
     def merge(self, word):
         word = word.encode()
-        if word in self.whole:
-            return [self.whole[word]]
-        ids = [self.byte_ids[b] for b in word]
-        if len(ids) <= 64:
-            return _merge_short(ids, self.ranks, self.results)
-        return _merge_long(ids, self.ranks, self.results, self.pairs)
+        if self.ignore_merges and word in self.vocab:
+            return [self.vocab[word]]
+        tokens = [word[i:i + 1] for i in range(len(word))]
+        merge = _merge_short if len(word) <= 64 else _merge_long
+        return [*map(self.vocab.get, merge(tokens, self.ranks))]
 
     def encode(self, text):
         words = cut_words(self.pattern, text)
@@ -423,11 +433,35 @@ class _Encoder:
 class _Decoder:
     """Leaves all to `Tokenizer.decode`."""
 
-    def __init__(self, tokens):
+    def __init__(self, tokens=None):
         pass
 
     def decode(self, ids, errors):
         return None
+
+
+class _Started:
+    """A plain engine for the first texts, a compiled one for the rest.
+
+    Loading the compiled one takes as long as the plain one needs for some
+    ten pages.
+
+    Args:
+        plain: the engine to start with.
+        compiled: a function that makes the other one.
+        amount: after how many characters, or ids, it is made.
+    """
+
+    def __init__(self, plain, compiled, amount=1 << 15):
+        self.engine, self.compiled, self.left = plain, compiled, amount
+
+    def read(self, amount):
+        """The engine for so many more characters or ids."""
+        if self.left >= 0:
+            self.left -= amount
+            if self.left < 0:
+                self.engine = self.compiled()
+        return self.engine
 
 
 def _implementation():
@@ -436,6 +470,20 @@ def _implementation():
     if fast is None:
         return _learn_bytes, _Encoder, _Decoder
     return fast.learn_bytes, fast.FastEncoder, fast.FastDecoder
+
+
+def _check_parts(merges, vocab):
+    """Both parts of a merge, and what it makes, are tokens."""
+    if (vocab.keys() >= {*chain.from_iterable(merges)}
+            and vocab.keys() >= {a + b for a, b in merges}):
+        return
+    for number, (left, right) in enumerate(merges):
+        if left not in vocab or right not in vocab or (
+                left + right not in vocab):
+            missing = next(token for token in (left, right, left + right)
+                           if token not in vocab)
+            raise ValueError(f"merges[{number}]={(left, right)!r}: "
+                             f"{missing!r} is not in the vocabulary")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -448,6 +496,8 @@ class ByteBPE(Tokenizer):
     Args:
         vocab: tokens, as `bytes`, and their ids; all 256 bytes among them.
         merges: pairs of tokens, in the order in which they are merged.
+            None means any two tokens that make a third one, and of these
+            the smallest id first, as in the rank files of tiktoken.
         pattern: the regular expression that finds the words. What stands
             between them is a word as well.
         normalizer: a function from text to text that is applied first, or
@@ -461,7 +511,7 @@ class ByteBPE(Tokenizer):
             a pattern that does not compile.
     """
 
-    merges: tuple = ()
+    merges: tuple | None = ()
     pattern: str = GPT2_PATTERN
     normalizer: object = None
     prefix_space: bool | str = False
@@ -469,18 +519,16 @@ class ByteBPE(Tokenizer):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "merges", tuple(map(tuple, self.merges)))
         compile_pattern(self.pattern)
         check_prefix_space(self.prefix_space)
         for b in range(256):
             if bytes([b]) not in self.vocab:
                 raise ValueError(f"vocab: lacks the byte {bytes([b])!r}; "
                                  "all 256 must be there")
-        for number, (left, right) in enumerate(self.merges):
-            for token in (left, right, left + right):
-                if token not in self.vocab:
-                    raise ValueError(f"merges[{number}]={(left, right)!r}: "
-                                     f"{token!r} is not in the vocabulary")
+        if self.merges is not None:
+            merges = tuple(map(tuple, self.merges))
+            object.__setattr__(self, "merges", merges)
+            _check_parts(merges, self.vocab)
 
     @classmethod
     def train(cls, texts, vocab_size, *, pattern=GPT2_PATTERN,
@@ -518,27 +566,30 @@ class ByteBPE(Tokenizer):
 
     @cached_property
     def _encoder(self):
-        _, encoder, _ = _implementation()
-        return encoder(self.vocab, self.merges, self.pattern,
-                       self.ignore_merges)
+        parts = self.vocab, self.merges, self.pattern, self.ignore_merges
+        return _Started(_Encoder(*parts),
+                        lambda: _implementation()[1](*parts))
 
     @cached_property
     def _decoder(self):
-        _, _, decoder = _implementation()
         spelled = {i: t.encode() for i, t in self._spelled_by_id.items()}
-        return decoder({**self.by_id, **spelled})
+        return _Started(_Decoder(), lambda: _implementation()[2](
+            {**self.by_id, **spelled}))
+
+    def _prepare(self, text):
+        return prepare_text(text, self.normalizer, self.prefix_space)
 
     def encode_plain(self, text):
-        return self._encoder.encode(
-            prepare_text(text, self.normalizer, self.prefix_space))
+        text = self._prepare(text)
+        return self._encoder.read(len(text)).encode(text)
 
     def _plain_to_numpy(self, text):
-        return self._encoder.encode_to_numpy(
-            prepare_text(text, self.normalizer, self.prefix_space))
+        text = self._prepare(text)
+        return self._encoder.read(len(text)).encode_to_numpy(text)
 
     def decode(self, ids, *, errors="replace", skip_special_tokens=False):
         if errors in ("replace", "strict") and not skip_special_tokens:
-            text = self._decoder.decode(ids, errors)
+            text = self._decoder.read(length_hint(ids)).decode(ids, errors)
             if text is not None:
                 return text
         return super().decode(ids, errors=errors,

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache, partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -789,20 +789,41 @@ def _bpe(top, model, vocab, normalizer, **roles):
                           ("continuing_subword_prefix", "")]:
         model.fixed(name, None, allowed, needed=False)
     before = _steps_before(top)
-    made = {part for pair in merges for part in (*pair, "".join(pair))}
-    for token in roles["special_tokens"]:
-        if token in made:
-            raise ValueError(f"added_tokens: {token!r:.60} is special, and "
-                             "the merges of the model write it")
+    if not vocab.keys().isdisjoint(roles["special_tokens"]):
+        _check_written(merges, roles["special_tokens"])
     if "ByteLevel" in _kinds(before):
         return _byte_bpe(top, model, vocab, merges, before, normalizer,
                          **roles)
     return _piece_bpe(top, model, vocab, merges, before, normalizer, **roles)
 
 
+def _check_written(merges, special_tokens):
+    made = {part for pair in merges for part in (*pair, "".join(pair))}
+    for token in special_tokens:
+        if token in made:
+            raise ValueError(f"added_tokens: {token!r:.60} is special, and "
+                             "the merges of the model write it")
+
+
 def _merges(model, vocab):
+    """The pairs; all are checked at once, and one by one if that fails."""
+    found = model.take("merges", list)
+    try:
+        merges = [(left, right) for left, right in (
+            merge.split(" ") if isinstance(merge, str) else merge
+            for merge in found)]
+        if ({*map(type, found)} <= {str, list}
+                and vocab.keys() >= {*chain.from_iterable(merges)}
+                and vocab.keys() >= {a + b for a, b in merges}):
+            return merges
+    except (TypeError, ValueError):
+        pass
+    return _merges_one_by_one(model, found, vocab)
+
+
+def _merges_one_by_one(model, found, vocab):
     merges = []
-    for n, merge in enumerate(model.take("merges", list)):
+    for n, merge in enumerate(found):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if (not isinstance(pair, list) or len(pair) != 2
                 or not all(isinstance(part, str) for part in pair)):
@@ -821,11 +842,26 @@ _TO_LETTERS = dict(zip(GPT2_ALPHABET, _LETTERS, strict=True))
 _TO_BYTES = {ord(letter): b for b, letter in _TO_LETTERS.items()}
 
 
+_OTHER_LETTER = re.compile(f"[^{re.escape(''.join(_LETTERS))}]")
+_BETWEEN = chr(1 << 10)  # neither one of the letters nor what a byte becomes
+
+
 def _as_bytes(token):
     """The bytes that GPT-2's letters stand for; None for other letters."""
-    if any(ord(letter) not in _TO_BYTES for letter in token):
+    if _OTHER_LETTER.search(token):
         return None
     return token.translate(_TO_BYTES).encode("latin-1")
+
+
+def _all_as_bytes(tokens):
+    """The same for many tokens, as a mapping: all in one string, if all can.
+    """
+    joined = "".join(tokens)
+    if _OTHER_LETTER.search(joined):
+        return {token: _as_bytes(token) for token in tokens}
+    translated = _BETWEEN.join(tokens).translate(_TO_BYTES)
+    return dict(zip(tokens, [part.encode("latin-1") for part
+                             in translated.split(_BETWEEN)], strict=True))
 
 
 def _as_letters(token):
@@ -839,9 +875,9 @@ def _byte_bpe(top, model, vocab, merges, before, normalizer, *,
     model.take("byte_fallback", bool, False)
     pattern, prefix_space = _byte_words(before)
     _check_byte_decoder(top)
-    spelled = {}
+    spelled, as_bytes = {}, _all_as_bytes(vocab)
     for token, i in vocab.items():
-        letters = _as_bytes(token)
+        letters = as_bytes[token]
         if letters and token not in special_tokens:
             spelled[letters] = i
         elif token not in special_tokens and token not in added_tokens:
@@ -850,7 +886,7 @@ def _byte_bpe(top, model, vocab, merges, before, normalizer, *,
     return ByteBPE(
         vocab=spelled, special_tokens=special_tokens,
         added_tokens=added_tokens, pattern=pattern, normalizer=normalizer,
-        merges=[(_as_bytes(a), _as_bytes(b)) for a, b in merges],
+        merges=[(as_bytes[a], as_bytes[b]) for a, b in merges],
         prefix_space=prefix_space,
         unk_token=unk_token if unk_token in special_tokens else None,
         ignore_merges=model.take("ignore_merges", bool, False), **roles)
@@ -1156,12 +1192,34 @@ def _bert_settings(path):
 
 # %% ../../nbs/84_tokenizer_files.ipynb #bc520f93
 _RANK = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,8})\r?\n?")
+_RANKS = re.compile(rb"(?:[A-Za-z0-9+/]+={0,2} \d{1,8}\r?(?:\n|\Z))*+")
 
 
 def _read_ranks(path, pattern=GPT4_PATTERN, special_tokens=()):
     """A rank file of tiktoken: a token in base64 and its rank, a line."""
+    return ByteBPE(vocab=_ranks(path.read_bytes()), merges=None,
+                   special_tokens=dict(special_tokens), pattern=pattern,
+                   ignore_merges=True)
+
+
+def _ranks(raw):
+    parts = raw.split()
+    if _RANKS.fullmatch(raw):
+        try:
+            ranks = dict(zip(map(binascii.a2b_base64, parts[::2]),
+                             map(int, parts[1::2]), strict=True))
+        except binascii.Error:
+            return _ranks_by_line(raw)
+        if (2 * len(ranks) == 2 * len({*ranks.values()}) == len(parts)
+                and max(ranks.values(), default=0) < _LARGEST_ID):
+            return ranks
+    return _ranks_by_line(raw)
+
+
+def _ranks_by_line(raw):
+    """The same, slowly: it says which line is wrong."""
     vocab, ranks = {}, set()
-    for n, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    for n, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
             continue
         found = _RANK.fullmatch(line)
@@ -1175,9 +1233,7 @@ def _read_ranks(path, pattern=GPT4_PATTERN, special_tokens=()):
                              f"there already, or is not below {_LARGEST_ID}")
         vocab[token] = rank
         ranks.add(rank)
-    return ByteBPE(vocab=vocab, merges=merges_of_ranks(vocab),
-                   special_tokens=dict(special_tokens), pattern=pattern,
-                   ignore_merges=True)
+    return vocab
 
 
 def merges_of_ranks(ranks):
@@ -1437,6 +1493,9 @@ _SCHEMES = {"missing": "always", "first": "first"}
 
 
 def _write_byte_bpe(tokenizer):
+    merges = tokenizer.merges
+    if merges is None:
+        merges = merges_of_ranks(tokenizer.vocab)
     before = [_split(tokenizer.pattern),
               {"type": "ByteLevel", "add_prefix_space": False,
                "trim_offsets": True, "use_regex": False}]
@@ -1454,7 +1513,7 @@ def _write_byte_bpe(tokenizer):
                     "trim_offsets": True, "use_regex": True},
         "model": _write_bpe(
             _everything(tokenizer, _as_letters), tokenizer.unk_token,
-            [[_as_letters(a), _as_letters(b)] for a, b in tokenizer.merges],
+            [[_as_letters(a), _as_letters(b)] for a, b in merges],
             ignore_merges=tokenizer.ignore_merges)}
 
 
