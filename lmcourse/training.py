@@ -25,11 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from lmcourse.losses import (
-    IGNORE_INDEX,
-    chunked_cross_entropy,
-    cross_entropy,
-)
+from .losses import IGNORE_INDEX, cross_entropy
 
 # %% ../nbs/30_training.ipynb #c8834ccc
 def parameter_groups(model, weight_decay):
@@ -152,7 +148,7 @@ def causal_loss(model, batch):
 
     Args:
         model: gives logits `(B, T, V)` for `input_ids` `(B, T)`. One that
-            shows its `hidden_states` and `head_parameters` is spared them.
+            has `hidden_states` and a `head` with a `loss` is spared them.
         batch: `input_ids` `(B, T + 1)`.
 
     Returns:
@@ -161,9 +157,8 @@ def causal_loss(model, batch):
     Source: the slide "Decoder Pretraining", its loss.
     """
     inputs, labels = batch[:, :-1], batch[:, 1:]
-    if hasattr(model, "head_parameters"):
-        loss = chunked_cross_entropy(model.hidden_states(inputs),
-                                     labels=labels, **model.head_parameters())
+    if hasattr(getattr(model, "head", None), "loss"):
+        loss = model.head.loss(model.hidden_states(inputs), labels=labels)
     else:
         loss = cross_entropy(model(inputs), labels=labels)
     return loss, labels.numel()

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import lmcourse
-from .layers.transformer import Transformer, TransformerConfig
+from .layers.transformer import TransformerConfig, build_transformer
 from .tokenizers.base import END_OF_TEXT, Words
 from .training import TokenBatches, TrainingConfig, fit, get_device
 from .world import SKILLS, documents, probes
@@ -173,7 +173,7 @@ def pretrain(preset=None, *, callback=None):
         n_heads=preset.n_heads, d_ff=4 * preset.d_model,
         feed_forward="gelu", positions="rotary")
     generator = torch.Generator().manual_seed(preset.seed)
-    model = Transformer(config, generator=generator).to(get_device())
+    model = build_transformer(config, generator=generator).to(get_device())
     history = fit(
         model, TokenBatches(input_ids, batch_size=preset.batch_size,
                             length=preset.length, seed=preset.seed),
@@ -247,7 +247,7 @@ def load_world_model(folder):
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-    model = Transformer(TransformerConfig(**config))
+    model = build_transformer(TransformerConfig(**config))
     expected = model.state_dict()
     if weights.keys() != expected.keys():
         names = sorted(weights.keys() ^ expected.keys())
