@@ -250,7 +250,7 @@ def test_the_head_gives_logits_and_their_loss(options):
 
 
 def test_a_tied_head_follows_its_embedding():
-    model, x = make(), ids(1, 5)
+    model = make()
     copy = deepcopy(model)
     copy.embeddings.tokens.weight.data *= 2
     assert copy.head.weight is copy.embeddings.tokens.weight
@@ -407,12 +407,13 @@ def test_initialization_is_gpt2s_and_leaves_chance_alone():
     state = torch.get_rng_state()
     config = TransformerConfig(vocab_size=500, max_length=64, d_model=128,
                                n_layers=8, n_heads=4, d_ff=512)
-    one, two = (build_transformer(config, generator=torch.Generator().manual_seed(
-        s)) for s in (0, 1))
+    one, two = (build_transformer(
+        config, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     assert torch.equal(state, torch.get_rng_state())
-    assert not torch.equal(one.embeddings.tokens.weight, two.embeddings.tokens.weight)
-    assert torch.equal(one.embeddings.tokens.weight,
-                       build_transformer(config).embeddings.tokens.weight)
+    tables = [model.embeddings.tokens.weight
+              for model in (one, two, build_transformer(config))]
+    assert not torch.equal(tables[0], tables[1])
+    assert torch.equal(tables[0], tables[2])
     layer = one.layers[3]
     for weight, std in ((one.embeddings.tokens.weight, 0.02),
                         (layer.attention.q_proj.weight, 0.02),

@@ -9,7 +9,7 @@ __all__ = ['ATTENTIONS', 'embedding', 'Embeddings', 'LanguageModelHead', 'TiedHe
 
 # %% ../../nbs/23_transformer.ipynb #664e819d
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
