@@ -328,7 +328,7 @@ def test_characters_give_back_any_text(text):
 
 
 FAST = ["lmcourse.tokenizers.fast", "lmcourse.tokenizers.fast.bpe",
-        "lmcourse.tokenizers.fast.pieces"]
+        "lmcourse.tokenizers.fast.pieces", "lmcourse.tokenizers.fast.words"]
 
 
 @pytest.fixture
@@ -369,7 +369,7 @@ def test_a_broken_engine_is_no_missing_one(kind, broken, unloaded):
     with pytest.raises((ImportError, AttributeError)):
         kind.train(texts, size)
     with pytest.raises((ImportError, AttributeError)):
-        pickle.loads(pickle.dumps(plain)).encode("the cat runs")
+        pickle.loads(pickle.dumps(plain)).encode("the cat runs " * 5000)
     unloaded.setitem(ENGINES, "bpe", lambda: None)
     unloaded.setitem(ENGINES, "pieces", lambda: None)
     assert kind.train(texts, size).encode("the cat") == plain.encode("the cat")

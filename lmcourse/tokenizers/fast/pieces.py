@@ -14,10 +14,11 @@ import numpy as np
 
 from lmcourse.tokenizers.fast.bpe import (
     KEPT,
-    AnswerTable,
-    FastEncoder,
+    WordEncoder,
+    answer_of,
     decode_bytes,
     decoded_length,
+    is_full,
     merge_places,
     push_new,
     still_there,
@@ -215,8 +216,9 @@ def _spell(word, owner, back, last, byte_ids, unk, out):
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #bcaece87
 @kernel
-def _read(raw, windows, ends, rows, kept, store, used, model, out):
+def _read(raw, windows, ends, memory, model, out):
     """Write the ids of all words to `out`; return how many there are."""
+    rows, kept, store, used = memory
     links, owner, score, byte_ids, unknown, unk, limit = model
     greedy = len(score) == 0
     best = np.empty(len(raw) + 1, np.float64)
@@ -246,65 +248,37 @@ def _read(raw, windows, ends, rows, kept, store, used, model, out):
                            last)
                 count = _spell(word, owner, back, last, byte_ids, unk, out[n:])
             if length <= KEPT:
-                if (4 * used[0] >= 3 * len(rows)
-                        or used[1] + length + 8 > len(kept)
-                        or used[2] + count > len(store)):
+                if is_full(length, count, rows, kept, store, used):
                     rows[:] = _U(0)
                     used[:] = 0
                     row = find_row(rows, key0, key1, windows, start, length,
                                    kept)
                 insert_word(rows, row, key0, key1, windows, start, length,
                             kept, used)
-                at = np.int64(out[n])
-                if count != 1:
-                    at = used[2]
-                    for i in range(count):
-                        store[at + i] = out[n + i]
-                    used[2] += count
-                rows[row, KNOWN] = _U(count) << _U(32) | _U(at)
+                rows[row, KNOWN] = answer_of(out[n:], count, store, used)
         n += count
         start = ends[w]
     return n
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #098e9a82
-class _PieceEncoder(FastEncoder):
-    """Chapter 81's encoder, for other words and other pieces.
+class _PieceEncoder(WordEncoder):
+    """An encoder for other words and other pieces than chapter 81's.
 
     Args:
-        vocab_size: one more than the largest id.
         model: what `_read` wants to know.
         most: how many ids there may be for a byte.
-        rows: how many rows the memory for words has, a power of two.
+        rows: how many rows a memory for words has, a power of two.
     """
 
-    def __init__(self, vocab_size, model, *, most=1, rows=1 << 17):
-        self.numbers = np.arange(vocab_size).astype(object)
-        self.model, self.most, self.rows = model, most, rows
-        self.idle = []
-
-    def _ids(self, text):
-        raw, ends = self._words(text)
-        try:
-            memory = self.idle.pop()
-        except IndexError:
-            memory = self._memory()
-        try:
-            return self._run(memory, raw, ends)
-        finally:
-            self.idle.append(memory)
+    def __init__(self, model, *, most=1, rows=1 << 17):
+        super().__init__(rows)
+        self.model, self.most = model, most
 
     def _run(self, memory, raw, ends):
         out, padded = np.empty(self.most * len(raw), np.int32), raw + PADDING
         n = _read(np.frombuffer(padded, np.uint8)[:len(raw)],
-                  eight_bytes(padded), ends, memory.rows, memory.windows,
-                  memory.store, memory.used, self.model, out)
+                  eight_bytes(padded), ends, tuple(memory), self.model, out)
         return out[:n]
-
-    def _memory(self):
-        return AnswerTable(np.zeros((self.rows, 4), np.uint64),
-                       np.empty(16 * self.rows + 4 * KEPT, np.uint8),
-                       np.empty(4 * self.rows + 4 * KEPT, np.int32),
-                       np.zeros(3, np.int64))
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #bd16d279
 def _marked(piece):
@@ -361,7 +335,7 @@ class UnigramEncoder(_PieceEncoder):
         unk = -1 if tokenizer.unk_id is None else tokenizer.unk_id
         unknown = min(scores.values()) - UNKNOWN_PENALTY
         super().__init__(
-            tokenizer.vocab_size, most=1 if SPACE in scores else 3,
+            most=1 if SPACE in scores else 3,
             model=(links, owner, by_id[owner], byte_ids, unknown, unk, 0))
         self.rest = tokenizer.normalizer, tokenizer.prefix_space
         self.whole = tokenizer.has_inner_spaces
@@ -474,7 +448,7 @@ class WordPieceEncoder(_PieceEncoder):
             if piece.startswith(mark) and piece != mark:
                 ids[b"\xff" + piece.removeprefix(mark).encode()] = i
         links, owner = _trie(ids)
-        super().__init__(tokenizer.vocab_size, (
+        super().__init__((
             links, owner, np.empty(0), np.empty(0, np.int32), 0.0,
             tokenizer.unk_id, tokenizer.max_word_length))
         self.words = _BertWords(tokenizer.normalizer, tokenizer.character_map)
