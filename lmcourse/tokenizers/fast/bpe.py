@@ -242,10 +242,8 @@ def _fill_pairs(merges, pairs):
 
 @kernel
 def _merge_few(word, ranks, pairs):
-    """Merge the ids of a word in place; return how many are left."""
+    """Merge ids in place, given the ranks of pairs; how many are left."""
     n = len(word)
-    for i in range(n - 1):
-        ranks[i] = _rank(pairs, word[i], word[i + 1])
     while n > 1:
         best, at = _NEVER, 0
         for i in range(n - 1):
@@ -311,11 +309,14 @@ KEPT = 256    # bytes; longer words hardly ever come back
 @kernel
 def _merge(windows, start, word, byte_ids, pairs, ranks):
     """Write the ids of a word's bytes and merge them; how many are left."""
+    ids, of_bytes = byte_ids
     for i in range(len(word)):
-        word[i] = byte_ids[windows[start + i] & _U(255)]
-    if len(word) <= _FEW:
-        return _merge_few(word, ranks, pairs)
-    return _merge_many(word, pairs)
+        word[i] = ids[windows[start + i] & _U(255)]
+    if len(word) > _FEW:
+        return _merge_many(word, pairs)
+    for i in range(len(word) - 1):
+        ranks[i] = of_bytes[windows[start + i] & _U(65535)]
+    return _merge_few(word, ranks, pairs)
 
 
 @kernel
@@ -391,6 +392,9 @@ def _recover_pairs(windows, starts, lengths, ids, byte_ids, pairs):
             row = _pair_row(pairs, key)
             pairs[row, _PAIR] = key
             pairs[row, _MERGE] = _U(ids[t] + 1) << _U(32) | _U(ids[t])
+            if lengths[t] == 2:
+                both = windows[starts[t]] & _U(65535)
+                byte_ids[1][both] = pairs[row, _MERGE]
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #d84bd091
 @kernel
@@ -480,16 +484,23 @@ class WordEncoder:
                         "instead")
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #d3dc7dd7
+@kernel
+def _rank_bytes(ids, pairs, of_bytes):
+    """What `_rank` says of each two bytes that are read as one integer."""
+    for both in range(65536):
+        of_bytes[both] = _rank(pairs, ids[both & 255], ids[both >> 8])
+
+
 def _pairs_of_merges(vocab, merges):
     triples = [(vocab[a], vocab[b], vocab[a + b]) for a, b in merges]
     triples = np.array(triples, np.int64).reshape(-1, 3)
-    pairs = np.zeros((4 << len(triples).bit_length(), 2), np.uint64)
+    pairs = np.zeros((2 << len(triples).bit_length(), 2), np.uint64)
     _fill_pairs(triples, pairs)
     return pairs
 
 
 def _pairs_of_ranks(windows, starts, lengths, ids, byte_ids):
-    pairs = np.zeros((4 << len(ids).bit_length(), 2), np.uint64)
+    pairs = np.zeros((2 << len(ids).bit_length(), 2), np.uint64)
     order = np.argsort(lengths, kind="stable")
     _recover_pairs(windows, starts[order], lengths[order], ids[order],
                    byte_ids, pairs)
@@ -512,8 +523,9 @@ class FastEncoder(WordEncoder):
                  rows=1 << 17):
         super().__init__(rows)
         self.pattern = pattern
-        self.byte_ids = np.array([vocab[bytes([b])] for b in range(256)],
-                                 np.int32)
+        self.byte_ids = (
+            np.array([vocab[bytes([b])] for b in range(256)], np.int32),
+            np.full(65536, _NEVER))
         n = len(vocab)
         ids = np.fromiter(vocab.values(), np.int64, n)
         lengths = np.fromiter(map(len, vocab), np.int64, n)
@@ -521,6 +533,7 @@ class FastEncoder(WordEncoder):
         tokens = spelled, np.cumsum(lengths) - lengths, lengths, ids
         self.pairs = (_pairs_of_ranks(*tokens, self.byte_ids)
                       if merges is None else _pairs_of_merges(vocab, merges))
+        _rank_bytes(self.byte_ids[0], self.pairs, self.byte_ids[1])
         known = np.zeros((2 << n.bit_length(), 4), np.uint64)
         _enter_tokens(*tokens, self.byte_ids, self.pairs, ignore_merges,
                       known)
