@@ -4,11 +4,13 @@
 
 A function is given other code, which at the first call notes the name, puts
 the function's own code back, and calls it; so it costs nothing after that. A
-class counts as called when the first of it, or of a subclass, is made. At the end the names that
-were not called are listed, and if all tests passed the session fails on them.
+class counts as called when an object of it or of a subclass is made, by a
+test or while the package is imported. At the end the names that were not
+called are listed, and if all tests passed the session fails on them.
 """
 
 import functools
+import gc
 import importlib
 import inspect
 import sys
@@ -91,6 +93,8 @@ def pytest_configure(config):
         for full in sorted(public()):
             module, _, name = full.rpartition(".")
             watch(full, getattr(importlib.import_module(module), name))
+        made = set(map(type, gc.get_objects()))
+        called.update(n for n, cls in classes.items() if cls in made)
 
 
 @pytest.hookimpl(tryfirst=True)
