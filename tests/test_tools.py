@@ -130,6 +130,51 @@ def test_unknown_chapter_is_named(project):
     assert "CH=77 is no chapter; there are: 05_chapter" in output
 
 
+SMALL = """
+__all__ = ["used", "left", "Base", "Used", "Left", "MADE"]
+import functools
+def used(x, *, y=1):
+    return x + y
+def left():
+    return used(1)
+class Base:
+    def method(self):
+        return 1
+class Used(Base):
+    pass
+class Left(tuple):
+    pass
+@functools.cache
+def kept(x):
+    return x
+"""
+CALLS = """
+import inspect
+from lmcourse.small import Used, used
+def test_used():
+    assert str(inspect.signature(used)) == "(x, *, y=1)"
+    assert [used(1), used(1, y=5)] == [2, 6]
+    assert str(inspect.signature(used)) == "(x, *, y=1)"
+def test_class():
+    assert Used().method() == Used().method() == 1
+"""
+
+
+def test_public_names_that_no_test_calls_are_listed(project):
+    (project / "lmcourse/small.py").write_text(SMALL)
+    (project / "tests").mkdir()
+    (project / "tests/test_small.py").write_text(CALLS)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
+         "tools.called"], cwd=project, capture_output=True, text=True,
+        timeout=300)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    listed = [line for line in done.stdout.splitlines()
+              if line.startswith("lmcourse.")]
+    assert listed == ["lmcourse.small.Left", "lmcourse.small.left"]
+    assert done.returncode == 1
+
+
 def serve(folder, port):
     return subprocess.Popen(
         [sys.executable, "-u", ROOT / "tools/serve.py", folder, str(port)],
