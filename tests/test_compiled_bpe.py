@@ -100,7 +100,7 @@ def test_cuts_of_all_code_points(pattern, between):
 
 def test_counts_are_those_of_a_counter():
     texts = [*TRAIN, "a" * 300 + " " + "a" * 300, "", "aaaaaaaabbbbbbbb" * 2]
-    letters, ends, counts = fast_words.count_words(
+    letters, ends, counts = fast_words.tally_words(
         texts, GPT2_PATTERN).words()
     found = {letters[i:j].tobytes(): n for i, j, n
              in zip([0, *ends], ends, counts.tolist(), strict=False)}

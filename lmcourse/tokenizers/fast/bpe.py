@@ -23,7 +23,7 @@ from lmcourse.tokenizers.fast.words import (
     LENGTH_KEY,
     PADDING,
     PLACE,
-    count_words,
+    tally_words,
     eight_bytes,
     find_row,
     insert_word,
@@ -183,7 +183,7 @@ def learn_bytes(texts, size, pattern, alphabet):
         ValueError: no text.
     """
     compile_pattern(pattern)  # says what is wrong with it before reading
-    counted = count_words(read_texts(texts, "counting words"), pattern)
+    counted = tally_words(read_texts(texts, "counting words"), pattern)
     letters, ends, counts = counted.words()
     if not len(ends):
         raise ValueError("texts: must hold at least one character")
@@ -602,7 +602,8 @@ class FastDecoder:
         if n < 0:
             return None
         out = np.empty(n + 16, np.uint8)
-        decode_bytes(ids, self.starts, self.lengths, self.spelled, eight_bytes(out))
+        decode_bytes(ids, self.starts, self.lengths, self.spelled,
+                     eight_bytes(out))
         try:
             return str(memoryview(out)[:n], "utf-8", errors)
         except UnicodeDecodeError:
@@ -620,7 +621,7 @@ def compile_kernels():
     """
     start = time.perf_counter()
     for text in ("it's", "é" + "a" * 100):
-        count_words([text], GPT2_PATTERN)
+        tally_words([text], GPT2_PATTERN)
         tokens, pairs = _learn_counted(
             np.frombuffer(b"abab", np.uint8).copy(), np.array([4]),
             np.array([1]), 257, bytes(range(256)))
@@ -628,5 +629,5 @@ def compile_kernels():
         merges = [(tokens[a], tokens[b]) for a, b in pairs]
         ids = FastEncoder(vocab, merges, GPT2_PATTERN, rows=16).encode(text)
         FastDecoder(dict(enumerate(tokens))).decode(ids, "strict")
-    count_words([" ".join(map(str, range(9999)))], GPT2_PATTERN)  # to grow
+    tally_words([" ".join(map(str, range(9999)))], GPT2_PATTERN)  # to grow
     return time.perf_counter() - start

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['kernel', 'GPT4_RANKS_PATTERN', 'GPT4O_PATTERN', 'PADDING', 'KEY', 'LENGTH_KEY', 'KNOWN', 'PLACE', 'PatternTable',
            'pattern_table', 'split_ends', 'eight_bytes', 'mix', 'word_key', 'find_row', 'insert_word', 'WordCounts',
-           'count_words']
+           'tally_words']
 
 # %% ../../../nbs/80_words_and_table.ipynb #a65d191f
 import sys
@@ -525,7 +525,7 @@ class WordCounts:
                 rows[:, KNOWN].astype(np.int64))
 
 # %% ../../../nbs/80_words_and_table.ipynb #84043969
-def count_words(texts, pattern):
+def tally_words(texts, pattern):
     """Count the words of texts.
 
     Args:
