@@ -19,7 +19,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .layers.transformer import Transformer, TransformerConfig
+from lmcourse.layers.transformer import (
+    Transformer,
+    TransformerConfig,
+    build_transformer,
+)
 from lmcourse.models.gpt import (
     gpt1_names,
     gpt2_names,
@@ -129,10 +133,11 @@ class Family:
             it does not look at are refused.
         write: the way back; keys that `read` does not look at are dropped.
         names: from a configuration to a dict: our parameter's name -> the
-            stored tensor's, or a dict of several and their rows, stacked
-            from top to bottom. ".T" after a name: it is stored transposed.
+            stored tensor's, or a tuple (name, part, of) for one of several
+            equal parts. ".T" after a name: it is stored transposed.
         build: from a configuration to a module with parameters of those
             names and an attribute `config`.
+        kind: the class of what it builds.
         prefix: what the names begin with; files of the bare model lack it.
         skipped: a pattern of stored names that hold nothing learned.
         copies: pairs of stored names, of which the first may be there and
@@ -144,7 +149,8 @@ class Family:
     read: Callable
     write: Callable
     names: Callable
-    build: Callable = Transformer
+    build: Callable = build_transformer
+    kind: type = Transformer
     prefix: str = "model."
     skipped: str = r"\.rotary_emb\.inv_freq$"
     copies: tuple = (("lm_head.weight", "model.embed_tokens.weight"),)
@@ -307,11 +313,11 @@ def _refuse_pickles(folder):
 
 # %% ../nbs/70_checkpoints.ipynb #ff5b6519
 def _plan(model, family, stored, folder):
-    """Which stored tensors go where: (parameter, pieces) pairs.
+    """What goes where: (parameter, stored tensor, part, turned).
 
-    A piece is a `StoredTensor`, the rows of the parameter that it fills,
-    and whether it is transposed. All names and shapes are compared before
-    a single weight is read.
+    The parameter is that part of the stored tensor, which may be turned
+    (transposed). All names and shapes are compared before a single weight
+    is read.
     """
     names = family.names(model.config)
     bare = not any(name.startswith(family.prefix) for name in stored)
@@ -331,19 +337,18 @@ def _plan(model, family, stored, folder):
         return stored[name]
 
     for ours, parameter in model.named_parameters():
-        shape, pieces = tuple(parameter.shape), []
-        source, start = names[ours], 0
-        if isinstance(source, str):
-            source = {source: shape[0]}
-        for name, rows in source.items():
-            turned = name.endswith(".T")
-            part = (rows, *shape[1:])
-            piece = find(name, part[::-1] if turned else part)
-            pieces.append((piece, slice(start, start + rows), turned))
-            start += rows
-        plan.append((parameter, pieces))
+        name, part, of = _part(names[ours])
+        shape = (of * parameter.shape[0], *parameter.shape[1:])
+        turned = name.endswith(".T")
+        plan.append((parameter, find(name, shape[::-1] if turned else shape),
+                     part, turned))
     _check_rest(stored, used, family, bare)
     return plan
+
+
+def _part(source):
+    """Name, number of the part, and number of parts."""
+    return (source, 0, 1) if isinstance(source, str) else source
 
 
 def _check_rest(stored, used, family, bare):
@@ -401,18 +406,22 @@ def _equal(stored, other):
 
 def _fill(plan, *, device, dtype, title):
     """Real tensors for the parameters, read from their files."""
-    total = sum(_n_bytes(piece) for _, pieces in plan
-                for piece, _, _ in pieces)
+    total = sum(_n_bytes(piece) for _, piece, _, _ in plan)
     filled, buffer = {}, _buffer()
     with tqdm(total=total, unit="B", unit_scale=True, desc=title,
               disable=total < 16 * _BLOCK) as bar:
-        for parameter, pieces in plan:
+        for parameter, piece, part, turned in plan:
             tensor = torch.empty(parameter.shape, device=device, dtype=dtype)
-            for piece, part, turned in pieces:
-                target = tensor[part].T if turned else tensor[part]
-                for rows, block in _blocks(piece, buffer):
-                    target[rows] = block.to(device)
-                    bar.update(block.nbytes)
+            first, last = part * len(tensor), (part + 1) * len(tensor)
+            for rows, block in _blocks(piece, buffer):
+                if turned:
+                    tensor.T[rows] = block[:, first:last].to(device)
+                else:
+                    start, stop = max(rows.start, first), min(rows.stop, last)
+                    if start < stop:
+                        tensor[start - first:stop - first] = block[
+                            start - rows.start:stop - rows.start].to(device)
+                bar.update(block.nbytes)
             filled[parameter] = nn.Parameter(tensor)
     return filled
 
@@ -432,13 +441,12 @@ def _assign(model, filled):
 def _number_format(plan, wanted):
     """The dtype of the model: the one asked for, or that of the files."""
     stored = {}
-    for _, pieces in plan:
-        for piece, _, _ in pieces:
-            if piece.dtype not in _DTYPES:
-                raise ValueError(f"{piece.path}: holds numbers of type "
-                                 f"{piece.dtype}, must be one of "
-                                 f"{', '.join(_DTYPES)}")
-            stored[piece.dtype] = piece.path
+    for _, piece, _, _ in plan:
+        if piece.dtype not in _DTYPES:
+            raise ValueError(f"{piece.path}: holds numbers of type "
+                             f"{piece.dtype}, must be one of "
+                             f"{', '.join(_DTYPES)}")
+        stored[piece.dtype] = piece.path
     if wanted is not None:
         return wanted
     if len(stored) > 1:
@@ -580,9 +588,12 @@ def _essence(config):
     for name in ("dropout", "initializer_range"):
         fields.pop(name, None)
     if isinstance(config, TransformerConfig):
-        layers = [config.at(i) for i in range(config.n_layers)]
-        fields |= {name: [layer[name] for layer in layers]
-                   for name in layers[0]}
+        layers = [vars(config.at(i)) for i in range(config.n_layers)]
+        del fields["layers"]
+        for name in fields:
+            values = [layer[name] for layer in layers]
+            alike = all(value == values[0] for value in values)
+            fields[name] = values[0] if alike else values
         norms = set() if config.norm == "layer" else {"norm"}
         fields["biases"] = set(config.biases) - norms
         fields["attention_scale"] = (config.attention_scale
@@ -594,7 +605,7 @@ def _family_for(model, model_type):
     """The family to save a model as, and its settings."""
     model_type = model_type or getattr(model, "settings", {}).get(
         "model_type")
-    known = [f for f in FAMILIES.values() if isinstance(model, f.build)]
+    known = [f for f in FAMILIES.values() if isinstance(model, f.kind)]
     if model_type is not None:
         known = [f for f in known if f.model_type == model_type]
         if not known:
@@ -653,16 +664,15 @@ def save_model(model, folder, *, model_type=None, shard_bytes=5 * 10 ** 9):
 
 
 def _their_tensors(model, family):
-    """The stored names and what goes under them, as views."""
-    parameters = dict(model.named_parameters())
+    """The stored names and what goes under them, views where possible."""
+    parameters, parts = dict(model.named_parameters()), {}
     for ours, source in family.names(model.config).items():
-        parameter = parameters[ours].detach()
-        if isinstance(source, str):
-            source = {source: len(parameter)}
-        for (name, _), part in zip(source.items(), parameter.split(
-                list(source.values())), strict=True):
-            turned = name.endswith(".T")
-            yield name.removesuffix(".T"), part.T if turned else part
+        parts.setdefault(_part(source)[0], []).append(
+            parameters[ours].detach())
+    for name, tensors in parts.items():
+        whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+        turned = name.endswith(".T")
+        yield name.removesuffix(".T"), whole.T if turned else whole
 
 
 def _shards(tensors, limit):

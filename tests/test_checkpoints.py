@@ -25,7 +25,7 @@ from lmcourse.checkpoints import (
     save_model,
     write_tensors,
 )
-from lmcourse.layers.transformer import Transformer, TransformerConfig
+from lmcourse.layers.transformer import TransformerConfig, build_transformer
 from lmcourse.models.llama import LLAMA, OPEN_DECODERS, total_and_active
 
 CONFIG = TransformerConfig(vocab_size=50, max_length=32, d_model=16,
@@ -49,7 +49,7 @@ def shaken(model, *, by):
 @pytest.fixture
 def folder(tmp_path):
     """A small Llama, saved."""
-    save_model(Transformer(CONFIG).eval(), tmp_path / "model")
+    save_model(build_transformer(CONFIG).eval(), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -118,7 +118,7 @@ def test_other_families_refuse_by_name(tmp_path):
          ["router_jitter_noise=0.1"]),
     ]:
         with torch.device("meta"):
-            model = Transformer(OPEN_DECODERS[name])
+            model = build_transformer(OPEN_DECODERS[name])
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         from lmcourse.checkpoints import _family_for
@@ -337,7 +337,7 @@ def test_rotary_buffers_of_old_files_are_skipped(folder):
 
 def test_tied_head_may_be_repeated_but_not_differ(tmp_path):
     config = TransformerConfig(**vars(CONFIG) | dict(tie_weights=True))
-    save_model(Transformer(config), tmp_path)
+    save_model(build_transformer(config), tmp_path)
     edit_tensors(tmp_path, lambda tensors: tensors.update(
         {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
     load_model(tmp_path)
@@ -348,7 +348,7 @@ def test_tied_head_may_be_repeated_but_not_differ(tmp_path):
 
 def test_files_of_the_bare_model(tmp_path):
     config = TransformerConfig(**vars(CONFIG) | dict(tie_weights=True))
-    save_model(Transformer(config), tmp_path)
+    save_model(build_transformer(config), tmp_path)
     expected = load_model(tmp_path)(INPUT_IDS)
     path = tmp_path / "model.safetensors"
     save_file({name.removeprefix("model."): tensor
@@ -429,7 +429,7 @@ def test_an_interrupted_save_leaves_the_old_files(folder, monkeypatch):
 
     monkeypatch.setattr("lmcourse.checkpoints.os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
-        save_model(Transformer(CONFIG), folder)
+        save_model(build_transformer(CONFIG), folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
@@ -445,7 +445,7 @@ def test_model_type_is_kept_chosen_or_refused(folder, tmp_path):
         save_model(model, tmp_path / "o", model_type="gemma")
     with pytest.raises(ValueError, match="model_type='bird'"):
         save_model(model, tmp_path / "o", model_type="bird")
-    odd = Transformer(TransformerConfig(50, 32, 16, 1, 4, 24,
+    odd = build_transformer(TransformerConfig(50, 32, 16, 1, 4, 24,
                                         positions="sinusoidal"))
     with pytest.raises(ValueError, match="no family"):
         save_model(odd, tmp_path / "o")
@@ -508,7 +508,7 @@ def test_gpt(kind, knobs, tmp_path):
         with torch.no_grad():
             expected = theirs(input_ids, attention_mask=mask,
                               position_ids=places).logits[mask.bool()]
-            found = ours(input_ids, mask)[mask.bool()]
+            found = ours(input_ids, attention_mask=mask)[mask.bool()]
         far = (found - expected).abs().max() / expected.abs().max()
         assert far < 1e-5
     save_model(ours, tmp_path / "ours")
@@ -526,7 +526,7 @@ def test_gpt(kind, knobs, tmp_path):
 def test_peak_memory(tmp_path):
     """Loading takes little more than the weights, in any number format."""
     config = TransformerConfig(60_000, 64, 512, 4, 8, 2048, **LLAMA)
-    save_model(Transformer(config), tmp_path, shard_bytes=10 ** 8)
+    save_model(build_transformer(config), tmp_path, shard_bytes=10 ** 8)
     script = """
 import pathlib, re, resource, sys, torch
 from lmcourse.checkpoints import load_model
@@ -543,7 +543,7 @@ weights = sum(p.nbytes for p in model.parameters())
 print((peak() - before) / weights)
 """
     small = tmp_path / "small"
-    save_model(Transformer(CONFIG), small)
+    save_model(build_transformer(CONFIG), small)
     for dtype in ("float32", "bfloat16"):
         run = subprocess.run([sys.executable, "-c", script, small, tmp_path,
                               dtype], capture_output=True, text=True)

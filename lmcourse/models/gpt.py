@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from ..layers.transformer import Transformer, TransformerConfig
+from ..layers.transformer import TransformerConfig, build_transformer
 
 # %% ../../nbs/40_gpt.ipynb #38c9961b
 GPT1_PIECES = {"norm_placement": "post", "feed_forward": "gelu_tanh"}
@@ -43,7 +43,7 @@ def count_parameters(config):
         An integer; tied weights count once.
     """
     with torch.device("meta"):
-        model = Transformer(config)
+        model = build_transformer(config)
     return sum(p.numel() for p in model.parameters())
 
 # %% ../../nbs/40_gpt.ipynb #71e7fc3b
@@ -158,8 +158,9 @@ def read_gpt2(settings):
     """The configuration that a GPT-2's `config.json` describes.
 
     Args:
-        settings: the file's keys and values. The dropout of attention
-            weights is not taken over; it concerns training only.
+        settings: the file's keys and values. Attention weights get the
+            dropout of the rest, as in the published files, whatever
+            `attn_pdrop` says; it concerns training only.
 
     Returns:
         A `TransformerConfig`.
@@ -210,19 +211,23 @@ def write_gpt(config):
         "tie_word_embeddings": config.tie_weights,
         "scale_attn_weights": config.attention_scale is None,
         "resid_pdrop": config.dropout, "embd_pdrop": config.dropout,
-        "attn_pdrop": 0.0,
+        "attn_pdrop": config.dropout,
     }
 
 # %% ../../nbs/40_gpt.ipynb #c1221242
 def _names(config, *, tokens, positions):
-    names = {"embedding.weight": f"transformer.{tokens}.weight",
-             "positions.weight": f"transformer.{positions}.weight"}
+    names = {"embeddings.tokens.weight": f"transformer.{tokens}.weight",
+             "embeddings.positions.weight":
+                 f"transformer.{positions}.weight"}
     for i in range(config.n_layers):
         theirs = f"transformer.h.{i}."
-        for ours, name in [("attention.qkv", "attn.c_attn"),
-                           ("attention.out", "attn.c_proj"),
-                           ("feed_forward.up", "mlp.c_fc"),
-                           ("feed_forward.down", "mlp.c_proj")]:
+        for part, ours in enumerate("qkv"):  # stacked in one matrix
+            for kind, end in ((".weight", ".weight.T"), (".bias", ".bias")):
+                names[f"layers.{i}.attention.{ours}_proj{kind}"] = (
+                    theirs + "attn.c_attn" + end, part, 3)
+        for ours, name in [("attention.o_proj", "attn.c_proj"),
+                           ("feed_forward.up_proj", "mlp.c_fc"),
+                           ("feed_forward.down_proj", "mlp.c_proj")]:
             names[f"layers.{i}.{ours}.weight"] = theirs + name + ".weight.T"
             names[f"layers.{i}.{ours}.bias"] = theirs + name + ".bias"
         for ours, name in [("attention_norm", "ln_1"),
@@ -242,7 +247,8 @@ def gpt2_names(config):
 
     Returns:
         A dict from our names to those in the files; ".T" at the end of one
-        says that it is stored transposed.
+        says that it is stored transposed. A tuple (name, part, of) stands
+        for one of several equal parts of what is stored.
     """
     return _names(config, tokens="wte", positions="wpe") | {
         "final_norm.weight": "transformer.ln_f.weight",
