@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LLAMA', 'LLAMAS', 'QWEN2', 'QWEN3', 'MISTRALS', 'QWENS', 'GEMMA', 'GEMMA2', 'GEMMA3', 'GEMMAS', 'MIXTRAL',
-           'QWEN3_MOE', 'MIXTURES', 'OPEN_DECODERS', 'gated_width', 'total_and_active', 'cache_per_token',
-           'cache_of_text', 'read_llama', 'read_mistral', 'read_qwen2', 'read_qwen3', 'read_gemma', 'read_gemma2',
-           'read_gemma3', 'read_mixtral', 'read_qwen3_moe', 'write_decoder', 'decoder_names', 'mixtral_names',
-           'qwen3_moe_names']
+           'QWEN3_MOE', 'MIXTURES', 'OPEN_DECODERS', 'LLAMA_FAMILIES', 'gated_width', 'total_and_active',
+           'cache_per_token', 'cache_of_text', 'read_llama', 'read_mistral', 'read_qwen2', 'read_qwen3', 'read_gemma',
+           'read_gemma2', 'read_gemma3', 'read_mixtral', 'read_qwen3_moe', 'write_decoder', 'decoder_names',
+           'mixtral_names', 'qwen3_moe_names']
 
 # %% ../../nbs/41_llama.ipynb #e40e49ef
 from ..layers.attention import cache_bytes
@@ -19,7 +19,7 @@ import torch
 
 from ..layers.blocks import FEED_FORWARDS
 from ..layers.transformer import Transformer, TransformerConfig
-from .gpt import read_choice, read_number
+from .family import Family, read_choice, read_number
 
 # %% ../../nbs/41_llama.ipynb #52171d92
 LLAMA = {"positions": "rotary", "norm": "rms", "norm_eps": 1e-6,
@@ -686,3 +686,19 @@ def qwen3_moe_names(config):
     """`decoder_names` for Qwen 3 with experts."""
     return decoder_names(config, experts=("mlp", "gate_proj", "up_proj",
                                           "down_proj"))
+
+# %% ../../nbs/41_llama.ipynb #b65b418f
+LLAMA_FAMILIES = tuple(
+    Family(model_type, architecture, read, write_decoder, names)
+    for model_type, architecture, read, names in [
+        ("llama", "LlamaForCausalLM", read_llama, decoder_names),
+        ("mistral", "MistralForCausalLM", read_mistral, decoder_names),
+        ("qwen2", "Qwen2ForCausalLM", read_qwen2, decoder_names),
+        ("qwen3", "Qwen3ForCausalLM", read_qwen3, decoder_names),
+        ("gemma", "GemmaForCausalLM", read_gemma, decoder_names),
+        ("gemma2", "Gemma2ForCausalLM", read_gemma2, decoder_names),
+        ("gemma3_text", "Gemma3ForCausalLM", read_gemma3, decoder_names),
+        ("mixtral", "MixtralForCausalLM", read_mixtral, mixtral_names),
+        ("qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3_moe,
+         qwen3_moe_names),
+    ])
