@@ -8,7 +8,6 @@ __all__ = ['FAMILIES', 'StoredTensor', 'read_header', 'register', 'load_model', 
 # %% ../nbs/70_checkpoints.ipynb #c1027aa3
 #| code-fold: true
 import json
-import os
 import re
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
 
+from .files import read_json, write_atomically, write_json
 from lmcourse.models.family import (
     Stored,
     essential_fields,
@@ -87,13 +87,8 @@ for _family in GPT_FAMILIES + LLAMA_FAMILIES:
 
 # %% ../nbs/70_checkpoints.ipynb #9d990fe3
 #| code-fold: true
-def _read_json(path):
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: is not there")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is not JSON, {error}") from None
+def _read_object(path):
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold an object, holds "
                          f"{type(content).__name__}")
@@ -131,7 +126,7 @@ def _stored_tensors(folder):
         raise FileNotFoundError(f"{folder}: has no weights, neither "
                                 f"{_SINGLE} nor {_INDEX}")
     path = folder / _INDEX
-    places = _read_json(path).get("weight_map")
+    places = _read_object(path).get("weight_map")
     if not isinstance(places, dict):
         raise ValueError(f"{path}: weight_map is missing")
     headers = {}
@@ -365,7 +360,7 @@ def load_model(folder_or_hub_id, *, into=None, device=None, dtype=None,
     """
     folder = find_checkpoint(folder_or_hub_id, revision=revision)
     path = folder / "config.json"
-    settings = _read_json(path)
+    settings = _read_object(path)
     family = _find_family(settings, path)
     try:
         config = read_config(family, settings)
@@ -527,7 +522,7 @@ def _from_hub(name, revision, *, local_files_only):
     try:
         fetch(_SINGLE, commit)
     except EntryNotFoundError:
-        index = _read_json(fetch(_INDEX, commit))
+        index = _read_object(fetch(_INDEX, commit))
         for shard in sorted(set(index["weight_map"].values())):
             fetch(shard, commit)
     return folder
@@ -651,15 +646,15 @@ def save_model(model, folder, *, model_type=None, shard_bytes=5 * 10 ** 9):
         f"model-{i:05}-of-{len(shards):05}.safetensors": shard
         for i, shard in enumerate(shards, 1)}
     for name, shard in files.items():
-        _replace(folder / name, lambda path, shard=shard:
-                 write_tensors(path, shard))
+        write_atomically(folder / name, lambda path, shard=shard:
+                         write_tensors(path, shard))
     if len(files) > 1:
-        _write_json(folder / _INDEX, {
+        write_json(folder / _INDEX, {
             "metadata": {"total_size": sum(t.nbytes
                                            for t in tensors.values())},
             "weight_map": {tensor: name for name, shard in files.items()
                            for tensor in shard}})
-    _write_json(folder / "config.json", settings)
+    write_json(folder / "config.json", settings)
     for old in folder.glob("model*.safetensors*"):  # of an earlier save
         if old.name not in files and (old.name != _INDEX or len(files) == 1):
             old.unlink()
@@ -675,18 +670,3 @@ def _shards(tensors, limit):
         shard[name] = tensor
         size += tensor.nbytes
     yield shard
-
-
-def _replace(path, write):
-    """Write under another name first, so that `path` is whole or old."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_json(path, content):
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    _replace(path, lambda p: p.write_text(text, encoding="utf-8"))

@@ -529,7 +529,7 @@ def test_an_interrupted_save_leaves_the_old_files(folder, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lmcourse.checkpoints.os.replace", fail)
+    monkeypatch.setattr("lmcourse.files.os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
         save_model(Transformer(CONFIG), folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

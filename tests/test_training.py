@@ -17,15 +17,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from lmcourse import training
+from lmcourse.losses import cross_entropy
 from lmcourse.training import (
-    IGNORE_INDEX,
     OBJECTIVES,
     History,
     TokenBatches,
     TrainingConfig,
-    bits_per_byte,
-    chunked_cross_entropy,
-    cross_entropy,
     evaluate,
     fit,
     get_device,
@@ -34,7 +31,6 @@ from lmcourse.training import (
     learning_rate_at,
     load_checkpoint,
     parameter_groups,
-    perplexity,
     save_checkpoint,
 )
 
@@ -104,134 +100,6 @@ def test_resume_bit_for_bit(tmp_path, dropout):
     assert equal_weights(whole, fresh)
     assert same_but_for_time(history, expected)
     assert len(history.loss) == 20 and not history.stopped
-
-
-# the loss
-
-
-def test_loss_is_the_mean_of_the_logarithms():
-    logits = torch.randn(2, 3, 5, dtype=torch.float64,
-                         generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([[0, 4, -100], [2, 2, 1]])
-    total = [-math.log(logits[b, t].softmax(-1)[labels[b, t]])
-             for b in range(2) for t in range(3) if labels[b, t] >= 0]
-    assert cross_entropy(logits, labels=labels).item() == pytest.approx(
-        sum(total) / 5, abs=1e-12)
-
-
-def test_half_precision_logits_are_scored_in_float32():
-    logits = torch.randn(4, 7).to(torch.bfloat16)
-    labels = torch.tensor([0, 1, 2, 3])
-    loss = cross_entropy(logits, labels=labels)
-    assert loss.dtype == torch.float32
-    assert loss == F.cross_entropy(logits.float(), labels)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 3, 8, 100])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("softcap", [None, 1.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_chunked_loss_equals_the_plain_one(chunk_size, bias, softcap, dtype):
-    generator = torch.Generator().manual_seed(1)
-    hidden, weight, b = (
-        torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
-        for shape in [(2, 4, 6), (9, 6), (9,)])
-    labels = torch.randint(9, (2, 4), generator=generator)
-    labels[0, 1] = IGNORE_INDEX
-    b = b if bias else None
-    leaves = [x for x in (hidden, weight, b) if x is not None]
-    logits = F.linear(hidden, weight, b)
-    if softcap:
-        logits = softcap * torch.tanh(logits / softcap)
-    plain = 3 * cross_entropy(logits, labels=labels)
-    expected = torch.autograd.grad(plain, leaves)
-    loss = 3 * chunked_cross_entropy(hidden, weight=weight, bias=b,
-                                     labels=labels, softcap=softcap,
-                                     chunk_size=chunk_size)
-    got = torch.autograd.grad(loss, leaves)
-    torch.testing.assert_close(loss, plain)
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_chunked_loss_under_autocast_and_without_gradients():
-    generator = torch.Generator().manual_seed(2)
-    hidden = torch.randn(8, 6, generator=generator)
-    weight = torch.randn(9, 6, generator=generator, requires_grad=True)
-    labels = torch.arange(8)
-    with torch.no_grad():
-        loss = chunked_cross_entropy(hidden, weight=weight, labels=labels)
-    assert not loss.requires_grad
-    torch.testing.assert_close(
-        loss, F.cross_entropy(hidden @ weight.detach().T, labels))
-    with torch.autocast("cpu", torch.bfloat16):
-        half = chunked_cross_entropy(hidden, weight=weight, labels=labels)
-    assert half.dtype == torch.float32
-    half.backward()
-    assert weight.grad.dtype == torch.float32
-    rounded = (hidden.bfloat16() @ weight.detach().bfloat16().T).float()
-    torch.testing.assert_close(half.detach(),
-                               F.cross_entropy(rounded, labels))
-
-
-def test_chunked_loss_is_differentiated_once():
-    weight = torch.randn(5, 3, requires_grad=True)
-    loss = chunked_cross_entropy(torch.randn(2, 3), weight=weight,
-                                 labels=torch.tensor([0, 4]))
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="second backward"):
-        loss.backward()
-
-
-def test_chunked_loss_never_holds_all_logits():
-    """No tensor of more than a chunk's logits is made."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        rows = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            for x in out if isinstance(out, tuple) else (out,):
-                if isinstance(x, torch.Tensor) and x.shape[-1:] == (50,):
-                    self.rows = max(self.rows, x.numel() // 50)
-            return out
-
-    hidden = torch.randn(64, 3, requires_grad=True)
-    weight = torch.randn(50, 3, requires_grad=True)
-    labels = torch.zeros(64, dtype=torch.long)
-    with Largest() as seen:
-        chunked_cross_entropy(hidden, weight=weight, labels=labels,
-                              chunk_size=8).backward()
-    assert seen.rows == 8
-    with Largest() as seen:
-        cross_entropy(hidden @ weight.T, labels=labels).backward()
-    assert seen.rows == 64
-
-
-@pytest.mark.parametrize("call", [
-    lambda x, labels: cross_entropy(x @ x.T, labels=labels),
-    lambda x, labels: chunked_cross_entropy(x, weight=x, labels=labels),
-])
-@pytest.mark.parametrize("labels, message", [
-    ([0, 1, 4, 0], "labels: 4 is outside the vocabulary, must be 0 to 3"),
-    ([0, -1, 3, 0], "labels: -1 is outside the vocabulary"),
-    ([-100] * 4, "labels: all are -100, must ask for at least one token"),
-    ([0, 1], r"labels: the shape is \(2,\), must be \(4,\)"),
-])
-def test_bad_labels(call, labels, message):
-    with pytest.raises(ValueError, match=message):
-        call(torch.randn(4, 4), torch.tensor(labels))
-
-
-def test_units():
-    assert perplexity(math.log(50)) == pytest.approx(50)
-    # one token of one bit for each of two bytes
-    assert bits_per_byte(math.log(2), n_tokens=3, n_bytes=6) == 0.5
-    with pytest.raises(ValueError, match="n_bytes=0: must be at least 1"):
-        bits_per_byte(1.0, n_tokens=3, n_bytes=0)
-    with pytest.raises(ValueError, match="n_tokens=0: must be at least 1"):
-        bits_per_byte(1.0, n_tokens=0, n_bytes=4)
 
 
 # the settings
@@ -723,6 +591,7 @@ import torch
 torch.set_num_threads(1)  # as here: sums differ with the number of threads
 from test_training import Tiny, settings, some_batches
 from lmcourse import training
+from lmcourse.losses import cross_entropy
 
 def slow(step, history):
     if step == 5:

@@ -91,32 +91,70 @@ def module_of(path):
             return "lmcourse." + match[1]
 
 
-def imports(path):
-    """Names that a notebook imports outside of functions.
+def imported(source, package=()):
+    """Full names of what `source` imports, inside functions as well.
 
-    An import inside a function does not count: the compiled version of a
-    chapter's function comes after the chapter that explains it.
+    Args:
+        package: the parts of the package that it stands in.
     """
     names = set()
-    for cell in code_cells(path):
-        source = re.sub(r"%pip .*", "pass", cell.source)
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                names |= {node.module}
-                names |= {f"{node.module}.{a.name}" for a in node.names}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[:len(package) - node.level + 1]
+            base = [*(above if node.level else ()), node.module]
+            names |= {".".join(filter(None, [*base, alias.name]))
+                      for alias in node.names}
     return names
 
 
+def holder(name, known):
+    """The module in `known` that holds what is called `name`, or None."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
 def dependencies():
-    """For each chapter's stem, the stems of the chapters that it imports."""
+    """For each chapter's stem, the stems of the chapters that it imports.
+
+    What a package's `__init__` offers does not count: there, and only there,
+    something that comes later may be wired in.
+    """
     paths = chapters()
     written = {module_of(path): path.stem for path in paths}
     written.pop(None, None)
-    return {path.stem: sorted({written[name] for name in imports(path)
-                               if name in written} - {path.stem})
-            for path in paths}
+    needed = {}
+    for path in paths:
+        source = "\n".join(re.sub(r"%pip .*", "pass", cell.source)
+                           for cell in code_cells(path))
+        found = {holder(name, written) for name in imported(source)} - {None}
+        needed[path.stem] = sorted({written[m] for m in found} - {path.stem})
+    return needed
+
+
+def modules():
+    """The path of each module of the package, by its full name."""
+    found = {}
+    for path in sorted((ROOT / "lmcourse").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def import_graph():
+    """For each module of the package, the ones that it imports."""
+    paths = modules()
+    graph = {}
+    for name, path in paths.items():
+        package = name.split(".")
+        if path.name != "__init__.py":
+            package.pop()
+        found = {holder(other, paths) for other in imported(
+            path.read_text(encoding="utf-8"), package)}
+        graph[name] = sorted(found - {None, name})
+    return graph
 
 
 def replace(path, text):

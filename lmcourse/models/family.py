@@ -10,7 +10,7 @@ __all__ = ['read_choice', 'read_number', 'Asked', 'Stored', 'Family', 'read_conf
 #| code-fold: true
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -231,7 +231,8 @@ def write_config(family, config):
         if back[name] != value:
             raise ValueError(f"model_type={family.model_type!r}: cannot say "
                              f"{name}={value!r}")
-    return {key: value for key, value in page.items() if key in page.asked}
+    return {key: value for key, value in page.settings.items()
+            if key in page.asked}
 
 # %% ../../nbs/39_family.ipynb #792608f6
 def count_parameters(config, *, build=Transformer):

@@ -8,7 +8,6 @@ __all__ = ['SPACE', 'UNKNOWN_PENALTY', 'BYTES', 'lattice', 'expected_counts', 'd
 
 # %% ../../nbs/13_unigram.ipynb #4c6776e3
 import math
-import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
