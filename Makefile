@@ -1,6 +1,6 @@
 # Everything runs in .venv, which each target makes when it is not there.
 .DEFAULT_GOAL := help
-.PHONY: help env html book test nightly run sync owner lab bench clean
+.PHONY: help env html book check test nightly run sync owner lab bench clean
 PYTHON ?= python3
 PORT ?= 8000
 CH ?=
@@ -38,6 +38,11 @@ html: $(READY)  ## build the book into _site
 
 book: html  ## build the book and serve it on 127.0.0.1:$(PORT)
 	$(BIN)/python tools/serve.py $(SITE) $(PORT)
+
+# without plugins and torch, which take longer to load than all this takes
+check: $(READY)  ## the quick gates: before each commit
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -q \
+		-p no:cacheprovider --noconftest tests/test_sources.py
 
 test: $(READY) $(OTHER)  ## everything that CI runs
 	PYTHON=$(BIN)/python sh tools/browser.sh

@@ -151,10 +151,10 @@ def our_step(size, activation="gelu_tanh"):
     model = Transformer(TransformerConfig(
         size["V"], size["T"], size["D"], size["L"], size["H"], 4 * size["D"],
         feed_forward=activation))
-    trainer = _Trainer(model, TrainingConfig(steps=1000), "causal")
+    trainer = _Trainer(model, TrainingConfig(steps=1000))
 
     def step(batch):
-        loss = trainer.gradients(batch)
+        loss = trainer.gradients(batch, 0).loss()
         trainer.update(1e-4)
         return loss
 

@@ -113,7 +113,7 @@ def readers(own, texts):
 def wordpiece_encode(learn, read, rounds):
     own = WordPiece.train(part_of(learn, 8), VOCAB_SIZE)
     hf = hf_wordpiece(tokenizers.models.WordPiece(
-        {**own.vocab, "[UNK]": own._unk_id}, unk_token="[UNK]"))
+        {**own.vocab, "[UNK]": own.unk_id}, unk_token="[UNK]"))
     for text, other in zip(read, hf.encode_batch_fast(read), strict=True):
         assert own.encode(text) == other.ids
     seconds = take_turns({

@@ -4,26 +4,31 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'probe_scores', 'skill_scores', 'Preset', 'get_preset', 'world_tokens', 'pretrain', 'save_world_model',
-           'load_world_model', 'world_model']
+           'load_world_model', 'world_model', 'world_record']
 
 # %% ../nbs/32_pretraining.ipynb #dd67ad7f
 import hashlib
-import json
 import math
 import os
 import shutil
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import lmcourse
+from .files import read_json, write_folder, write_json
 from .layers.transformer import Transformer, TransformerConfig
+from .tokenizers import load_tokenizer, save_tokenizer
 from .tokenizers.base import END_OF_TEXT, Words
-from .training import TokenBatches, TrainingConfig, fit, get_device
+from lmcourse.training import (
+    TokenBatches,
+    TrainingConfig,
+    evaluate,
+    fit,
+    get_device,
+)
 from .world import SKILLS, documents, probes
 
 # %% ../nbs/32_pretraining.ipynb #0859ef4d
@@ -151,6 +156,26 @@ def world_tokens(tokenizer, texts):
     return torch.tensor(ids)
 
 
+def _recipe(preset):
+    """Tokenizer, untrained model, batches and settings of a preset."""
+    tokenizer = Words.train(documents(preset.n_documents, preset.seed))
+    batches = TokenBatches(
+        world_tokens(tokenizer, documents(preset.n_documents, preset.seed)),
+        batch_size=preset.batch_size, length=preset.length, seed=preset.seed)
+    config = TransformerConfig(
+        vocab_size=tokenizer.vocab_size, max_length=2 * preset.length,
+        d_model=preset.d_model, n_layers=preset.n_layers,
+        n_heads=preset.n_heads, d_ff=4 * preset.d_model,
+        feed_forward="gelu", positions="rotary")
+    model = Transformer(
+        config, generator=torch.Generator().manual_seed(preset.seed))
+    training = TrainingConfig(
+        steps=preset.steps, learning_rate=preset.learning_rate,
+        warmup_steps=math.ceil(preset.steps / 12),
+        min_learning_rate=preset.learning_rate / 10, seed=preset.seed)
+    return tokenizer, model, batches, training
+
+
 def pretrain(preset=None, *, callback=None):
     """Train a decoder on the world, from nothing.
 
@@ -164,70 +189,33 @@ def pretrain(preset=None, *, callback=None):
     """
     if not isinstance(preset, Preset):
         preset = get_preset(preset)
-    tokenizer = Words.train(documents(preset.n_documents, preset.seed))
-    input_ids = world_tokens(
-        tokenizer, documents(preset.n_documents, preset.seed))
-    config = TransformerConfig(
-        vocab_size=tokenizer.vocab_size, max_length=2 * preset.length,
-        d_model=preset.d_model, n_layers=preset.n_layers,
-        n_heads=preset.n_heads, d_ff=4 * preset.d_model,
-        feed_forward="gelu", positions="rotary")
-    generator = torch.Generator().manual_seed(preset.seed)
-    model = Transformer(config, generator=generator).to(get_device())
-    history = fit(
-        model, TokenBatches(input_ids, batch_size=preset.batch_size,
-                            length=preset.length, seed=preset.seed),
-        config=TrainingConfig(
-            steps=preset.steps, learning_rate=preset.learning_rate,
-            warmup_steps=math.ceil(preset.steps / 12),
-            min_learning_rate=preset.learning_rate / 10, seed=preset.seed),
-        callback=callback and (
-            lambda step, _: callback(step, model, tokenizer)))
+    tokenizer, model, batches, training = _recipe(preset)
+    model = model.to(get_device())
+    history = fit(model, batches, config=training, callback=callback and (
+        lambda step, _: callback(step, model, tokenizer)))
     return model.eval(), tokenizer, history
 
-# %% ../nbs/32_pretraining.ipynb #1d563e0e
-_SOURCES = ("world.py", "tokenizers/base.py", "layers/*.py", "training.py",
-            "zoo.py")
-
-
-def _home(preset, folder):
-    """The folder of this preset, as trained by this code."""
-    package = Path(lmcourse.__file__).parent
-    digest = hashlib.sha256(repr(preset).encode())
-    for pattern in _SOURCES:
-        for path in sorted(package.glob(pattern)):
-            digest.update(path.read_bytes())
-    folder = Path.home() / ".cache/lmcourse" if folder is None else folder
-    return Path(folder) / f"world-{digest.hexdigest()[:16]}"
-
-# %% ../nbs/32_pretraining.ipynb #258931e6
-def save_world_model(folder, *, model, tokenizer):
-    """Write `config.json`, `model.safetensors` and `words.json`.
-
-    They are written to a temporary folder beside `folder`, which then gets
-    its name: whoever looks finds all of them or nothing.
+# %% ../nbs/32_pretraining.ipynb #42fb344a
+def save_world_model(folder, *, model, tokenizer, record):
+    """Write `config.json`, `model.safetensors`, `tokenizer.json` and
+    `record.json`, all of them at once.
 
     Args:
-        folder: where to; what is there already is kept.
+        folder: where to; what is there is replaced.
         model: a `Transformer`.
-        tokenizer: a `Words`.
+        tokenizer: its tokenizer.
+        record: what to remember of its training, as JSON.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
-    try:
-        weights = {name: tensor.detach().cpu().contiguous()
-                   for name, tensor in model.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors")
-        _write_json(temporary / "config.json", asdict(model.config))
-        _write_json(temporary / "words.json", {
-            "vocab": dict(tokenizer.vocab), "pattern": tokenizer.pattern,
-            "special_tokens": dict(tokenizer.special_tokens),
-            "unk_token": tokenizer.unk_token})
-        if not folder.exists():
-            os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    weights = {name: tensor.detach().cpu().contiguous()
+               for name, tensor in model.state_dict().items()}
+
+    def write(writing):
+        write_json(writing / "config.json", asdict(model.config))
+        write_json(writing / "record.json", record)
+        save_tokenizer(tokenizer, writing)
+        save_file(weights, writing / "model.safetensors")
+
+    write_folder(folder, write)
 
 
 def load_world_model(folder):
@@ -237,15 +225,16 @@ def load_world_model(folder):
         The model, in evaluation mode on `get_device()`, and its tokenizer.
 
     Raises:
-        ValueError: a file is missing, cut short, or does not fit the rest.
+        FileNotFoundError: a file is missing.
+        ValueError: one is cut short, or does not fit the rest.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json")
-    words = _read_json(folder / "words.json")
     path = folder / "model.safetensors"
+    config = read_json(folder / "config.json")
+    tokenizer = load_tokenizer(folder)
     try:
         weights = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     model = Transformer(TransformerConfig(**config))
     expected = model.state_dict()
@@ -258,18 +247,50 @@ def load_world_model(folder):
             raise ValueError(f"{path}: {name} is {tuple(tensor.shape)}, must "
                              f"be {tuple(expected[name].shape)}")
     model.load_state_dict(weights)
-    return model.eval().to(get_device()), Words(**words)
+    return model.eval().to(get_device()), tokenizer
+
+# %% ../nbs/32_pretraining.ipynb #7ddfaae3
+_RECIPE = 1  # raised when training itself changes, and so the weights
+_KEPT = 4    # models in a folder
 
 
-def _write_json(path, value):
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+def _home(preset, folder):
+    """The folder of this preset's model, named after what decides it."""
+    sample = replace(preset, n_documents=min(300, preset.n_documents),
+                     batch_size=min(4, preset.batch_size))
+    _, model, batches, training = _recipe(sample)
+    told = [
+        _RECIPE, preset, training,
+        *documents(sample.n_documents, sample.seed), batches(0).tolist(),
+        *((name, p.shape) for name, p in model.named_parameters()),
+        round(evaluate(model, batches, steps=1), 4),
+    ]
+    digest = hashlib.sha256(repr(told).encode()).hexdigest()
+    folder = Path.home() / ".cache/lmcourse" if folder is None else folder
+    return Path(folder) / f"world-{digest[:16]}"
 
 
-def _read_json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+def _trained(preset, folder):
+    """The folder of this preset's model, which is trained if need be."""
+    preset = get_preset(preset)
+    home = _home(preset, folder)
+    if not home.exists():
+        exams = {}
+
+        def examine(step, model, tokenizer):
+            every = math.ceil(preset.steps / 15)
+            if step % every == 0 or step in (1, 10, 20, preset.steps):
+                exams[step] = skill_scores(model, tokenizer, seed=1)
+
+        model, tokenizer, history = pretrain(preset, callback=examine)
+        save_world_model(home, model=model, tokenizer=tokenizer, record={
+            "loss": history.loss, "exams": exams})
+    os.utime(home)  # used now
+    by_use = sorted(home.parent.glob("world-*"),
+                    key=lambda path: path.stat().st_mtime)
+    for old in by_use[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return home
 
 
 def world_model(preset=None, *, folder=None):
@@ -277,13 +298,27 @@ def world_model(preset=None, *, folder=None):
 
     Args:
         preset: a name in `PRESETS`; None chooses by device.
-        folder: where trained models are kept; `~/.cache/lmcourse` if None.
+        folder: where trained models are kept, the last four that were used;
+            `~/.cache/lmcourse` if None.
 
     Returns:
         The model, in evaluation mode on `get_device()`, and its tokenizer.
     """
-    home = _home(get_preset(preset), folder)
-    if not home.exists():
-        model, tokenizer, _ = pretrain(preset)
-        save_world_model(home, model=model, tokenizer=tokenizer)
-    return load_world_model(home)
+    return load_world_model(_trained(preset, folder))
+
+
+def world_record(preset=None, *, folder=None):
+    """What happened when the model of `world_model` was trained.
+
+    Args:
+        preset: as for `world_model`.
+        folder: as for `world_model`.
+
+    Returns:
+        A dict with "loss", nats per word at each step, and "exams", a dict
+        from steps to `skill_scores`.
+    """
+    record = read_json(_trained(preset, folder) / "record.json")
+    exams = {int(step): {skill: tuple(pair) for skill, pair in exam.items()}
+             for step, exam in record["exams"].items()}
+    return {"loss": record["loss"], "exams": exams}

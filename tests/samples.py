@@ -53,7 +53,7 @@ def same_score(own, a, b):
     byte = {own.vocab.get(name) for name in BYTES}
 
     def total(ids):
-        return sum(0 if i in byte else own.scores.get(own._by_id.get(i), low)
+        return sum(0 if i in byte else own.scores.get(own.by_id.get(i), low)
                    for i in ids)
 
     return ([i for i in a if i in byte] == [i for i in b if i in byte]

@@ -235,9 +235,8 @@ def test_words_of_any_length_merge_alike(shuffled):
                                      bytes(range(256)))
     if shuffled:
         rng.shuffle(pairs)
-    ids = {token: i for i, token in enumerate(tokens)}
-    ranks = {pair: rank for rank, pair in enumerate(pairs)}
-    results = [ids[tokens[a] + tokens[b]] for a, b in pairs]
+    ranks = {(tokens[a], tokens[b]): rank
+             for rank, (a, b) in enumerate(pairs)}
 
     def one_by_one(word):
         while True:
@@ -247,19 +246,20 @@ def test_words_of_any_length_merge_alike(shuffled):
             if not found:
                 return word
             rank, j = min(found)
-            word = word[:j] + [results[rank]] + word[j + 2:]
+            word = word[:j] + [word[j] + word[j + 1]] + word[j + 2:]
 
     for _ in range(1000):
-        word = list("".join(rng.choices("aabc", k=rng.randint(0, 60)))
-                    .encode())
+        word = [letter.encode() for letter
+                in rng.choices("aabc", k=rng.randint(0, 60))]
         expected = one_by_one(word)
-        assert bpe._merge_short(word[:], ranks, results) == expected
-        assert bpe._merge_long(word[:], ranks, results, pairs) == expected
+        assert bpe._merge_short(word[:], ranks) == expected
+        assert bpe._merge_long(word[:], ranks) == expected
 
 
 def test_memory_of_words_is_bounded():
     computed = []
-    memory = bpe._Memory(lambda word: computed.append(word) or [1], limit=10)
+    memory = bpe.WordMemory(
+        lambda word: computed.append(word) or [1], limit=10)
     for number in range(100):
         assert memory[str(number)] == [1]
         assert len(memory) <= 10

@@ -1,7 +1,6 @@
 """Compiled byte-level BPE: equal to the plain one, in time and memory."""
 
 import random
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from lmcourse.tokenizers import bpe
 from lmcourse.tokenizers.fast import bpe as fast_bpe
-from lmcourse.tokenizers.base import END_OF_TEXT, manual
+from lmcourse.tokenizers.base import END_OF_TEXT, ENGINES, manual
 from lmcourse.tokenizers.bpe import (
     GPT2_ALPHABET,
     GPT2_PATTERN,
@@ -92,7 +91,10 @@ def test_training_reads_a_stream_and_needs_a_word():
 
 @pytest.fixture(scope="module", params=[GPT2_PATTERN, GPT4_PATTERN])
 def trained(request):
-    return ByteBPE.train(TRAIN, 2000, pattern=request.param)
+    tokenizer = ByteBPE.train(TRAIN, 2000, pattern=request.param)
+    tokenizer._encoder.read(1 << 20)  # past the start, with its plain engines
+    tokenizer._decoder.read(1 << 20)
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +102,55 @@ def plain(trained):
     return bpe._Encoder(trained.vocab, trained.merges, trained.pattern)
 
 
-def test_the_compiled_path_is_in_use(trained):
-    assert isinstance(trained._encoder, fast_bpe.FastEncoder)
+def test_the_compiled_path_is_in_use_after_the_first_texts():
+    tokenizer = ByteBPE.train(TRAIN, 400)
+    page = TRAIN[0]
+    first = tokenizer.encode(page)
+    assert isinstance(tokenizer._encoder.engine, bpe._Encoder)
+    while tokenizer._encoder.left >= 0:
+        assert tokenizer.encode(page) == first
+        assert tokenizer.decode(first) == page
+    assert tokenizer.encode(page) == first
+    assert tokenizer.decode(tokenizer.encode(page * 30)) == page * 30
+    assert isinstance(tokenizer._encoder.engine, fast_bpe.FastEncoder)
+    assert isinstance(tokenizer._decoder.engine, fast_bpe.FastDecoder)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_ranks_need_no_merges(whole):
+    """Vocabularies drawn at random, with ranks no learner would give."""
+    rng = random.Random(7)
+    for _ in range(100):
+        tokens = {bytes(rng.choices(b"abc", k=rng.randint(2, 7)))
+                  for _ in range(30)} | {b"a" * 70, b"ab" * 50}
+        ranks = {bytes([b]): b for b in range(256)}
+        ranks |= {t: 256 + i for i, t in enumerate(
+            rng.sample(sorted(tokens), len(tokens)))}
+        parts = ranks, None, r"\S+", whole
+        plain, fast = bpe._Encoder(*parts), fast_bpe.FastEncoder(*parts)
+        for length in (1, 5, 9, 30, 63, 200):
+            word = "".join(rng.choices("abc", k=length))
+            ids = plain.encode(word)
+            assert fast.encode(word) == ids
+            if not whole or word.encode() not in ranks:
+                assert [ranks[t] for t in by_ranks(word.encode(), ranks)
+                        ] == ids
+
+
+def by_ranks(word, ranks):
+    parts = [bytes([b]) for b in word]
+    while found := [(ranks[a + b], i) for i, (a, b) in enumerate(
+            zip(parts, parts[1:], strict=False)) if a + b in ranks]:
+        _, i = min(found)
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return parts
 
 
 def test_without_numba_all_is_the_same(trained, monkeypatch):
     assert trained.decode(trained.encode("low")) == "low"  # made before
-    monkeypatch.setitem(sys.modules, "lmcourse.tokenizers.fast.bpe", None)
-    monkeypatch.delattr("lmcourse.tokenizers.fast.bpe")
+    monkeypatch.setitem(ENGINES, "bpe", lambda: None)
     slow = ByteBPE.train(TRAIN, 2000, pattern=trained.pattern)
-    assert isinstance(slow._encoder, bpe._Encoder)
+    assert isinstance(slow._encoder.read(1 << 20), bpe._Encoder)
     assert (slow.vocab, slow.merges) == (trained.vocab, trained.merges)
     for page in HELD_OUT:
         ids = slow.encode(page)
@@ -169,7 +210,7 @@ def test_one_encoder_for_many_threads(trained, plain):
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert 1 <= len(trained._encoder.idle) <= 4
+    assert 1 <= len(trained._encoder.engine.idle) <= 4
 
 
 @pytest.mark.parametrize("merges", ["learned", "shuffled"])

@@ -16,7 +16,7 @@ import lmcourse
 from lmcourse.tokenizers.fast import pieces as fast_pieces
 from lmcourse.tokenizers import unigram
 from lmcourse.tokenizers import wordpiece as chapter
-from lmcourse.tokenizers.base import manual
+from lmcourse.tokenizers.base import ENGINES, manual
 from lmcourse.tokenizers.unigram import Unigram, seed_pieces, segment_unigram
 from lmcourse.tokenizers.wordpiece import (
     BertNormalizer,
@@ -121,8 +121,7 @@ def test_words_are_counted_as_without_numba(normalizer, monkeypatch):
             yield unigram._count_spaced(texts, normalizer, prefix_space)
 
     fast = [list(counts.items()) for counts in count()]
-    monkeypatch.setattr(chapter, "_compiled_pieces", lambda: None)
-    monkeypatch.setattr(unigram, "_compiled_pieces", lambda: None)
+    monkeypatch.setitem(ENGINES, "pieces", lambda: None)
     assert fast == [list(counts.items()) for counts in count()]
 
 

@@ -1,4 +1,4 @@
-"""Decoding steps: properties, frequencies, parity, faults."""
+"""Decoding: readers, steps, frequencies, parity, faults."""
 
 import itertools
 import math
@@ -13,16 +13,21 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from lmcourse.decoding.sampling import (
+from lmcourse.decoding import (
+    CachedReader,
+    NoRepeat,
+    PlainReader,
     Temperature,
     TopK,
     TopP,
+    apply_steps,
+    as_reader,
     greedy,
     next_distribution,
     sample,
     sampler,
-    top_p_loop,
 )
+from lmcourse.decoding.sampling import top_p_loop
 
 INF = float("inf")
 ROWS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=12)
@@ -50,6 +55,7 @@ START = torch.tensor([[0]])
 # What the slides say
 
 
+@settings(max_examples=30)
 @given(ROWS)
 def test_one_token_left_is_greedy(row):
     logits = torch.tensor(row)
@@ -81,7 +87,7 @@ def test_temperature_is_the_equation_of_the_slide():
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 20, 21, 10**9])
+@pytest.mark.parametrize("k", [1, 5, 20, 10**9])
 def test_top_k_is_the_equation_of_the_slide(k):
     """A softmax over k rows of the unembedding, and nothing elsewhere."""
     hidden, unembedding = random_logits(6, seed=1), random_logits(20, 6)
@@ -101,7 +107,7 @@ def test_top_k_keeps_exactly_k_also_among_equals(k):
 
 def test_top_p_keeps_the_smallest_set():
     """No set with fewer tokens holds as much: all subsets are tried."""
-    for seed, p in itertools.product(range(20), (0.1, 0.5, 0.75, 0.9, 0.99)):
+    for seed, p in itertools.product(range(8), (0.1, 0.5, 0.9, 0.99)):
         logits = random_logits(8, seed=seed).double()
         probabilities = logits.softmax(dim=-1)
         chosen = kept(TopP(p)(logits))
@@ -124,6 +130,7 @@ def test_p_of_one_keeps_all_whatever_rounding_says():
         assert kept(TopP(1)(logits.to(dtype))).all()
 
 
+@settings(max_examples=50)
 @given(ROWS, st.floats(0.001, 1))
 def test_top_p_equals_its_loop(row, p):
     logits = torch.tensor(row, dtype=torch.float64)
@@ -155,6 +162,65 @@ def test_steps_leave_their_input_alone():
     before = logits.clone()
     next_distribution(logits, sampler(temperature=0.5, top_k=3, top_p=0.5))
     assert torch.equal(logits, before)
+
+
+# Steps that read
+
+
+def repeated(text, n):
+    runs = [tuple(text[i:i + n]) for i in range(len(text) - n + 1)]
+    return len(set(runs)) < len(runs)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_repeat_forbids_what_would_repeat_and_nothing_else(n):
+    """Each token is tried on texts that have no repeated run so far."""
+    draws = torch.Generator().manual_seed(n)
+    for length in (1, 2, 3, 5, 6):
+        texts = torch.randint(7, (200, length), generator=draws)
+        texts = texts[[not repeated(ids, n) for ids in texts.tolist()]]
+        padded = torch.nn.functional.pad(texts, (2, 0), value=-1)
+        found = kept(NoRepeat(n)(torch.zeros(len(texts), 7),
+                                 input_ids=padded))
+        expected = [[not repeated([*ids, token], n) for token in range(7)]
+                    for ids in texts.tolist()]
+        assert found.tolist() == expected
+
+
+def test_no_repeat_writes_no_run_twice():
+    ids = sample(CHAIN, torch.zeros(50, 1, dtype=torch.long),
+                 max_new_tokens=9, steps=[NoRepeat(3)],
+                 generator=torch.Generator().manual_seed(0))
+    assert not any(repeated(text, 3) for text in ids.tolist())
+    free = sample(CHAIN, torch.zeros(50, 1, dtype=torch.long),
+                  max_new_tokens=9, generator=torch.Generator().manual_seed(0))
+    assert any(repeated(text, 3) for text in free.tolist())
+
+
+def test_steps_see_what_the_rows_that_write_have_written():
+    seen = []
+
+    def spy(logits, *, input_ids):
+        seen.append(input_ids.tolist())
+        return logits
+
+    prompts = torch.tensor([[9, 2], [0, 2], [2, 0]])
+    mask = torch.tensor([[0, 1], [1, 1], [1, 1]])
+    ids = greedy(CHAIN, prompts, attention_mask=mask, max_new_tokens=2,
+                 eos_id=1, steps=[spy])
+    assert seen == [[[-1, 2], [0, 2], [2, 0]], [[-1, 2, 2], [0, 2, 2]]]
+    assert ids.tolist() == [[9, 2, 2, 2], [0, 2, 2, 2], [2, 0, 1, 1]]
+    next_distribution(random_logits(1, 3), [spy],
+                      input_ids=torch.tensor([[7]]))
+    assert seen[-1] == [[7]]
+
+
+def test_greedy_obeys_its_steps():
+    def never_one(logits, *, input_ids):
+        return logits.index_fill(-1, torch.tensor(1), -INF)
+
+    ids = greedy(CHAIN, START, max_new_tokens=3, steps=[never_one])
+    assert ids.tolist() == [[0, 2, 2, 2]]
 
 
 # The order of the steps
@@ -190,10 +256,9 @@ def test_top_p_counts_only_what_top_k_left():
 # Parity
 
 
-@pytest.mark.parametrize("shape", [(1, 5), (64, 100), (8, 5000)])
-@pytest.mark.parametrize("seed", range(3))
-def test_equals_transformers(shape, seed):
-    logits = random_logits(*shape, seed=seed)
+@pytest.mark.parametrize("shape", [(64, 100), (2, 5000)])
+def test_equals_transformers(shape):
+    logits = random_logits(*shape)
     ids = torch.zeros(shape[0], 1, dtype=torch.long)
     pairs = [(Temperature(t), TemperatureLogitsWarper(t))
              for t in (0.3, 0.7, 1.0, 2.0)]
@@ -299,18 +364,16 @@ def chi_square_p_value(counts, probabilities):
 
 
 @pytest.mark.parametrize("settings_", [
-    {}, {"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 3},
-    {"top_p": 0.7}, {"temperature": 1.5, "top_k": 6, "top_p": 0.9},
-    {"top_p": 0.9, "temperature": 1.5}])
+    {}, {"top_p": 0.7}, {"temperature": 1.5, "top_k": 6, "top_p": 0.9}])
 def test_frequencies_match_the_probabilities(settings_):
-    """Chi-square at p < 1e-6: 7 tests, one false alarm in 140,000 runs.
+    """Chi-square at p < 1e-6: 3 tests, one false alarm in 300,000 runs.
 
     The seed is fixed, so the outcome is fixed too, until torch draws
     differently.
     """
     logits = random_logits(10, seed=3, scale=1.0)
     steps = sampler(**settings_)
-    n = 200_000
+    n = 100_000
     ids = sample(lambda ids: logits.expand(len(ids), -1),
                  torch.zeros(n, 1, dtype=torch.long), max_new_tokens=1,
                  steps=steps, generator=torch.Generator().manual_seed(0))
@@ -358,10 +421,168 @@ def test_nothing_learns_while_writing():
     assert torch.is_grad_enabled()
 
 
+# Readers
+
+
+class Sums:
+    """The smallest model with a cache: it sums a row for each token.
+
+    A token counts as often as its place says, so that order and padding
+    matter.
+    """
+
+    def __init__(self, V=11):
+        self.rows = random_logits(V, V, seed=5)
+
+    def new_cache(self):
+        return SumsCache()
+
+    def __call__(self, input_ids, *, attention_mask=None, cache):
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        cache.grow("real", attention_mask.long())
+        T = input_ids.shape[1]
+        place = cache.real.cumsum(dim=1)[:, -T:] * attention_mask
+        cache.grow("terms", self.rows[input_ids] * place[..., None])
+        return cache.terms.cumsum(dim=1)[:, -T:].sin() * 3
+
+
+class SumsCache:
+    real = terms = None
+
+    @property
+    def length(self):
+        return self.real.shape[1]
+
+    def grow(self, name, new):
+        old = getattr(self, name)
+        setattr(self, name, new if old is None else torch.cat([old, new], 1))
+
+    def select(self, rows):
+        self.real, self.terms = self.real[rows], self.terms[rows]
+
+    def crop(self, length):
+        self.real = self.real[:, :length]
+        self.terms = self.terms[:, :length]
+
+
+def from_the_start(model):
+    """A plain function that reads all of a text with a model."""
+    def next_logits(input_ids):
+        return model(input_ids, cache=model.new_cache())[:, -1]
+
+    return next_logits
+
+
+def some_prompts(side, *, lengths=(3, 7, 1, 5), V=11, filler=0, seed=0):
+    """Prompts that are padded on a side, with their attention_mask."""
+    draws = torch.Generator().manual_seed(seed)
+    ids = torch.randint(V, (len(lengths), max(lengths)), generator=draws)
+    place = torch.arange(max(lengths))
+    if side == "left":
+        place = place.flip(0)
+    mask = place < torch.tensor(lengths)[:, None]
+    return {"input_ids": ids.where(mask, filler), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_readers_agree_whatever_is_done_to_them(side):
+    """Twenty programs of random calls."""
+    model = Sums()
+    for seed in range(20):
+        draws = torch.Generator().manual_seed(seed)
+        readers = [as_reader(from_the_start(model)), as_reader(model)]
+        assert [type(r) for r in readers] == [PlainReader, CachedReader]
+        prompts = some_prompts(side, seed=seed)
+        one, other = (r.read(**prompts) for r in readers)
+        torch.testing.assert_close(one, other)
+        for _ in range(6):
+            B, length = readers[0].input_ids.shape
+            rows = torch.randint(B, (3,), generator=draws)
+            n = int(torch.randint(1, 5, (1,), generator=draws))
+            new = torch.randint(11, (3, n), generator=draws)
+            for reader in readers:
+                reader.select(rows)
+                reader.crop(length - n + 1)
+            one, other = (r.advance(new) for r in readers)
+            torch.testing.assert_close(one, other)
+            assert one.shape == (3, n, 11)
+        assert torch.equal(readers[0].input_ids, readers[1].input_ids)
+        again = some_prompts(side, seed=seed + 1)
+        one, other = (r.read(**again) for r in readers)
+        torch.testing.assert_close(one, other)
+
+
+def test_several_tokens_at_once_are_one_after_the_other():
+    for reader in (CachedReader(Sums()), PlainReader(from_the_start(Sums()))):
+        prompts = some_prompts("left")
+        new = torch.arange(12).view(4, 3) % 11
+        reader.read(**prompts)
+        together = reader.advance(new)
+        reader.crop(reader.length - 3)
+        single = [reader.advance(new[:, i:i + 1]) for i in range(3)]
+        torch.testing.assert_close(together, torch.cat(single, dim=1))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_end_together_with_nothing_before_shorter_ones(side):
+    prompts = some_prompts(side, filler=-100)
+    reader = PlainReader(from_the_start(Sums()))
+    reader.read(**prompts)
+    for ids, mask, found in zip(*prompts.values(), reader.input_ids,
+                                strict=True):
+        expected = ids[mask].tolist()
+        assert found.tolist() == [-1] * (7 - len(expected)) + expected
+    reader.read(prompts["input_ids"][:1].clamp(min=0))
+    assert reader.length == 7
+    half = torch.tensor([[0, 1, 0, 1, 0]])  # a hole; nobody is as long as 5
+    reader.read(torch.arange(5)[None], attention_mask=half)
+    assert reader.input_ids.tolist() == [[1, 3]]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("eos_id", [None, 4])
+def test_prompts_of_a_batch_are_continued_as_if_alone(side, eos_id):
+    prompts = some_prompts(side, lengths=(3, 7, 1, 5, 2, 4))
+    T = prompts["input_ids"].shape[1]
+    model, ended = Sums(), 0
+    for source in (model, from_the_start(model), CachedReader(model)):
+        ids = greedy(source, **prompts, max_new_tokens=12, eos_id=eos_id)
+        assert torch.equal(ids[:, :T], prompts["input_ids"])
+        for row, mask in zip(ids, prompts["attention_mask"], strict=True):
+            alone = greedy(source, row[:T][mask][None], max_new_tokens=12,
+                           eos_id=eos_id)[0, mask.sum():]
+            new = row[T:]
+            assert torch.equal(new[:len(alone)], alone)
+            assert set(new[len(alone):].tolist()) <= {eos_id}
+            ended += len(alone) < 12
+    assert (ended > 0) == (eos_id is not None)
+
+
+def test_rows_that_ended_are_not_read_any_more():
+    sizes = []
+
+    def next_logits(input_ids):
+        sizes.append(len(input_ids))
+        return CHAIN(input_ids)
+
+    ids = greedy(next_logits, torch.tensor([[1], [0], [2]]),
+                 max_new_tokens=3, eos_id=0)
+    assert ids.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [2, 2, 2, 2]]
+    assert sizes == [3, 2, 1]
+
+
+def test_a_reader_leaves_no_graph():
+    weights = torch.randn(3, 3, requires_grad=True)
+    reader = PlainReader(lambda ids: weights[ids[:, -1]])
+    assert not reader.read(START).requires_grad
+    assert not reader.advance(START).requires_grad
+
+
 # Thermodynamics
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=8),
        st.floats(0.2, 5))
 def test_entropy_grows_with_temperature(row, tau):
@@ -392,6 +613,8 @@ def one_line(error):
     (TopK, -3, "top_k=-3: must be an integer, at least 1"),
     (TopK, 2.5, "top_k=2.5: must be an integer, at least 1"),
     (TopK, True, "top_k=True: must be an integer, at least 1"),
+    (NoRepeat, 0, "no_repeat=0: must be an integer, at least 1"),
+    (NoRepeat, 1.0, "no_repeat=1.0: must be an integer, at least 1"),
     (TopP, 0, "top_p=0: must be in (0, 1]"),
     (TopP, -0.1, "top_p=-0.1: must be in (0, 1]"),
     (TopP, 1.01, "top_p=1.01: must be in (0, 1]"),
@@ -413,8 +636,9 @@ def test_unknown_sampler():
     with pytest.raises(ValueError) as error:
         sampler(temperature=1, top_q=0.9)
     assert one_line(error) == ("sampler 'top_q': must be one of temperature,"
-                               " top_k, top_p")
+                               " top_k, top_p, no_repeat")
     assert sampler(top_p=0.9, temperature=2) == (TopP(0.9), Temperature(2))
+    assert sampler(no_repeat=3) == (NoRepeat(3),)
     assert sampler() == ()
 
 
@@ -476,3 +700,40 @@ def test_next_logits_of_another_shape():
         greedy(lambda ids: torch.zeros(1, 4, 3), START, max_new_tokens=1)
     assert one_line(error) == ("next_logits: returned (1, 4, 3): must be"
                                " (B, V) with B = 1")
+
+
+@pytest.mark.parametrize("use, words", [
+    (lambda r: r.advance(START), "advance: must come after read"),
+    (lambda r: (r.read(START), r.advance(START[0])),
+     "input_ids: shape (1,): must be (B, N) with B = 1 and N at least 1"),
+    (lambda r: (r.read(START), r.advance(START[:, :0])),
+     "input_ids: shape (1, 0): must be (B, N) with B = 1"),
+    (lambda r: (r.read(START), r.advance(START.repeat(2, 1))),
+     "input_ids: shape (2, 1): must be (B, N) with B = 1"),
+    (lambda r: (r.read(START), r.crop(2)), "length=2: must be in 0..1"),
+    (lambda r: (r.read(START), r.crop(-1)), "length=-1: must be in 0..1"),
+    (lambda r: r.read(START, attention_mask=torch.ones(1, 2)),
+     "attention_mask: shape (1, 2): must be (1, 1)"),
+    (lambda r: r.read(START.repeat(2, 1),
+                      attention_mask=torch.tensor([[1], [0]])),
+     "attention_mask: row 1: must have a real token"),
+])
+def test_readers_used_wrongly(use, words):
+    for reader in (PlainReader(CHAIN), CachedReader(Sums())):
+        with pytest.raises(ValueError) as error:
+            use(reader)
+        assert one_line(error).startswith(words)
+
+
+def test_what_cannot_read():
+    with pytest.raises(TypeError) as error:
+        as_reader(torch.zeros(1))
+    assert one_line(error) == ("model=Tensor: must be a reader, a model with "
+                               "a cache, or a function of input_ids")
+    reader = PlainReader(CHAIN)
+    assert as_reader(reader) is reader
+
+
+def test_no_repeat_without_a_text():
+    with pytest.raises(ValueError, match="input_ids=None: must be what was"):
+        apply_steps(torch.zeros(1, 3), [NoRepeat(2)])

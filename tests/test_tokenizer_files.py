@@ -28,13 +28,13 @@ from lmcourse.tokenizers import (
 )
 from lmcourse.tokenizers.base import (
     PREFIX_SPACES,
-    Matching,
     Tokenizer,
     manual,
 )
 from lmcourse.tokenizers.bpe import GPT2_ALPHABET, GPT2_PATTERN, GPT4_PATTERN
 from lmcourse.tokenizers.files import (
     ByGrapheme,
+    Matching,
     Prepend,
     Replace,
     ReplaceAll,

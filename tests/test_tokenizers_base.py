@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import pickle
 import random
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,14 +15,16 @@ from hypothesis import strategies as st
 from lmcourse.tokenizers.base import (
     END_OF_TEXT,
     WHITESPACE_PATTERN,
+    ENGINES,
     Characters,
-    Matching,
     Tokenizer,
     Words,
+    find_engine,
     manual,
     measure_tokenizer,
 )
 from lmcourse.tokenizers.bpe import ByteBPE
+from lmcourse.tokenizers.files import Matching
 from lmcourse.tokenizers.unigram import Unigram
 from lmcourse.tokenizers.wordpiece import WordPiece
 
@@ -321,3 +325,51 @@ def test_manual_halves_share_no_page():
 def test_characters_give_back_any_text(text):
     tokenizer = Characters.train([text])
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+FAST = ["lmcourse.tokenizers.fast", "lmcourse.tokenizers.fast.bpe",
+        "lmcourse.tokenizers.fast.pieces"]
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """The compiled modules as if nobody had asked for them yet."""
+    for name in FAST:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr("lmcourse.tokenizers.fast", raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("name", ["bpe", "pieces"])
+def test_only_the_absence_of_numba_means_no_engine(name, unloaded):
+    assert find_engine(name).__name__ == f"lmcourse.tokenizers.fast.{name}"
+    for module in FAST:
+        unloaded.delitem(sys.modules, module, raising=False)
+    unloaded.setitem(sys.modules, "numba", None)
+    assert find_engine(name) is None
+    assert find_engine("nothing of this name") is None
+
+
+@pytest.mark.parametrize("kind, broken", [
+    (ByteBPE, {"lmcourse.tokenizers.fast.bpe": None}),
+    (WordPiece, {"lmcourse.tokenizers.fast.pieces": None}),
+    (Unigram, {"lmcourse.tokenizers.fast.bpe": None}),
+    (ByteBPE, {"numba": types.ModuleType("numba")}),
+    (Unigram, {"numba": types.ModuleType("numba")}),
+])
+def test_a_broken_engine_is_no_missing_one(kind, broken, unloaded):
+    """What is wrong with a compiled module is raised, not worked around."""
+    size = 270 if kind is ByteBPE else 300
+    texts = ["the cat runs", "the dogs run"]
+    plain = kind.train(texts, size)
+    for module in FAST:
+        unloaded.delitem(sys.modules, module, raising=False)
+    for module, stub in broken.items():
+        unloaded.setitem(sys.modules, module, stub)
+    with pytest.raises((ImportError, AttributeError)):
+        kind.train(texts, size)
+    with pytest.raises((ImportError, AttributeError)):
+        pickle.loads(pickle.dumps(plain)).encode("the cat runs")
+    unloaded.setitem(ENGINES, "bpe", lambda: None)
+    unloaded.setitem(ENGINES, "pieces", lambda: None)
+    assert kind.train(texts, size).encode("the cat") == plain.encode("the cat")

@@ -167,3 +167,63 @@ def test_serve_on_a_taken_port_says_so(tmp_path):
     assert server.returncode == 1
     assert output.startswith(f"PORT={port} cannot be served on: ")
     assert len(output.splitlines()) == 1
+
+
+APT = """#!/bin/sh
+echo "$@" >> {folder}/calls
+{case}
+echo '#!/bin/sh' > {folder}/chromium; chmod +x {folder}/chromium
+"""
+LOCKED = "E: Could not get lock /var/lib/apt/lists/lock. It is held by 7"
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Runs browser.sh where only this apt-get is, and no Playwright."""
+    def write(name, script):
+        path = tmp_path / name
+        path.write_text(script)
+        path.chmod(0o755)
+
+    def run(case, **environment):
+        for name in ("mktemp", "rm", "grep", "tail", "sed", "chmod"):
+            (tmp_path / name).symlink_to(shutil.which(name))
+        write("id", "#!/bin/sh\necho 0")
+        write("sleep", "#!/bin/sh")
+        write("python", "#!/bin/sh\necho 'no such browser'; exit 1")
+        write("apt-get", APT.format(folder=tmp_path, case=case))
+        done = subprocess.run(
+            [shutil.which("sh"), ROOT / "tools/browser.sh"], text=True,
+            capture_output=True, timeout=60, env={
+                "PATH": str(tmp_path), "PYTHON": "python", **environment})
+        return done, (tmp_path / "calls").read_text().splitlines()
+
+    return run
+
+
+def test_browser_waits_for_the_lock_of_apt(browser, tmp_path):
+    case = f"""
+    [ -e {tmp_path}/again ] || {{ : > {tmp_path}/again
+        echo "{LOCKED}" >&2; exit 100; }}"""
+    done, calls = browser(case, CI="true")
+    assert done.returncode == 0, done.stdout
+    assert LOCKED in done.stdout
+    assert [call.split()[0] for call in calls] == [
+        "update", "update", "install"]
+
+
+def test_browser_says_why_there_is_none(browser):
+    done, calls = browser(f'echo "{LOCKED}" >&2; exit 100', LOCK_WAIT="10")
+    assert len(calls) == 3
+    assert "apt-get failed; the last lines of what it said:\n" in done.stdout
+    assert "playwright install failed" in done.stdout
+    assert "    no such browser" in done.stdout
+    assert done.stdout.endswith("the page tests cannot run.\n")
+    assert done.returncode == 0  # a reader's machine; on CI it is an error
+
+
+def test_no_browser_is_an_error_on_ci(browser):
+    done, calls = browser('echo "E: Unable to locate it" >&2; exit 100',
+                          CI="true")
+    assert "    E: Unable to locate it" in done.stdout
+    assert len(calls) == 1 and done.returncode == 1

@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from lmcourse import training
 from lmcourse.losses import cross_entropy
 from lmcourse.training import (
-    OBJECTIVES,
     History,
+    Term,
     TokenBatches,
     TrainingConfig,
+    causal_loss,
     evaluate,
     fit,
     get_device,
@@ -66,6 +67,11 @@ def some_batches(seed=3, batch_size=4, length=6):
     ids = torch.randint(VOCAB, (200,),
                         generator=torch.Generator().manual_seed(seed))
     return TokenBatches(ids, batch_size=batch_size, length=length, seed=seed)
+
+
+def alone(function):
+    """An objective of one term, which is divided by nothing."""
+    return lambda model, batch: {"loss": Term(function(model, batch), 1)}
 
 
 def equal_weights(one, other):
@@ -199,12 +205,12 @@ def test_half_precision_trains_float32_weights(precision, tmp_path):
     config = settings(precision=precision)
     whole, part = Tiny(), Tiny()
     seen = []
+    watch = alone(lambda m, b: seen.append(m(b).dtype) or m(b).sum())
     model = Tiny()
     fit(model, some_batches(), config=settings(steps=1, warmup_steps=0),
-        objective=lambda m, b: seen.append(m(b).dtype) or m(b).sum())
+        objective=watch)
     fit(model, some_batches(), config=settings(
-        steps=1, warmup_steps=0, precision=precision),
-        objective=lambda m, b: seen.append(m(b).dtype) or m(b).sum())
+        steps=1, warmup_steps=0, precision=precision), objective=watch)
     assert seen == [torch.float32, getattr(torch, precision)]
     expected = fit(whole, some_batches(), config=config)
     plain = fit(Tiny(), some_batches(), config=settings())
@@ -245,7 +251,7 @@ def test_step_by_hand(betas, decay):
         config=TrainingConfig(steps=2, learning_rate=0.1, betas=betas,
                               min_learning_rate=0.1, weight_decay=decay,
                               clip_norm=None),
-        objective=lambda model, slope: (slope * model.weight).sum())
+        objective=alone(lambda model, slope: (slope * model.weight).sum()))
     assert model.weight.item() == pytest.approx(
         adamw_by_hand(0.7, slopes, lr=0.1, decay=decay, betas=betas),
         abs=1e-12)
@@ -315,21 +321,90 @@ def test_accumulated_is_the_large_batch(pieces, hidden):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-8)
 
 
-def test_accumulated_pieces_weigh_what_they_ask():
-    """Masked labels: the first half asks for one token, the rest for six."""
-    batch = {"ids": torch.arange(8).reshape(2, 4),
-             "labels": torch.tensor([[3, -100, -100, -100], [1, 2, 3, 4]])}
+def masked(model, batch):
+    """Two terms whose counts differ from sequence to sequence."""
+    logits, terms = model(batch["ids"]), {}
+    for name, weight in [("few", 1.0), ("many", 0.3)]:
+        labels = batch[name]
+        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(),
+                                ignore_index=-100, reduction="sum")
+        terms[name] = Term(total, (labels >= 0).sum(), weight)
+    return terms
 
-    def masked(model, batch):
-        loss = cross_entropy(model(batch["ids"]), labels=batch["labels"])
-        return loss, (batch["labels"] >= 0).sum().item()
 
-    models = [Tiny().double() for _ in range(2)]
-    for model, pieces in zip(models, [1, 2], strict=True):
-        fit(model, lambda step: batch, objective=masked,
+MASKED = {"ids": torch.arange(12).reshape(3, 4) % VOCAB,
+          "few": torch.tensor([[3, -100, -100, -100], [-100] * 4,
+                               [1, 2, 3, -100]]),
+          "many": torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7],
+                                [-100, -100, -100, 9]])}
+
+
+def only(name):
+    return lambda model, batch: {name: masked(model, batch)[name]}
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+@pytest.mark.parametrize("objective", [masked, only("few"), only("many")])
+def test_pieces_weigh_what_they_ask(objective, pieces):
+    """Also a piece that asks for nothing; with dropout off, exactly."""
+    one, other = Tiny().double(), Tiny().double()
+    a = fit(one, lambda step: MASKED, objective=objective, config=settings())
+    b = fit(other, lambda step: MASKED, objective=objective,
             config=settings(accumulation=pieces))
-    for p, q in zip(*(m.parameters() for m in models), strict=True):
+    assert a.loss == pytest.approx(b.loss, abs=1e-9)
+    assert a.grad_norm == pytest.approx(b.grad_norm, abs=1e-9)
+    for name in a.terms:
+        assert a.terms[name] == pytest.approx(b.terms[name], abs=1e-9)
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-8)
+
+
+def test_history_keeps_the_terms():
+    history = fit(Tiny(), lambda step: MASKED, objective=masked,
+                  config=settings())
+    assert {name: len(means) for name, means in history.terms.items()} == {
+        "few": 20, "many": 20}
+    assert history.loss == pytest.approx([
+        few + 0.3 * many for few, many in zip(*history.terms.values(),
+                                              strict=True)])
+    terms = masked(Tiny(), MASKED)
+    for name, n in [("few", 4), ("many", 9)]:
+        assert history.terms[name][0] == pytest.approx(
+            terms[name].total.item() / n, rel=1e-5)
+
+
+def test_noise_is_that_of_the_pieces_counted():
+    """The pass that only counts does not change what dropout draws."""
+    def counted(model, batch):
+        drawn.append(torch.rand(()).item())
+        return masked(model, batch)
+
+    drawn = []
+    fit(Tiny(), lambda step: MASKED, objective=counted,
+        config=settings(steps=1, warmup_steps=0, accumulation=3))
+    first, *counting, second, third = drawn
+    assert counting == [second, third] and len({*drawn}) == 3
+
+
+@pytest.mark.parametrize("result, message", [
+    (torch.tensor(1.0), "objective: gave a Tensor, must give a dict"),
+    ({}, "objective: gave a dict, must give a dict of names and Terms"),
+    ({"loss": (torch.tensor(1.0), 1)}, "objective: gave a dict, must give"),
+])
+def test_an_objective_gives_terms(result, message):
+    for call in (fit, evaluate):
+        options = ({"config": settings()} if call is fit else {"steps": 1})
+        with pytest.raises(TypeError, match=message):
+            call(Tiny(), some_batches(), objective=lambda *_: result,
+                 **options)
+
+
+def test_names_of_terms_stay():
+    names = iter(["one", "one", "other"])
+    with pytest.raises(ValueError, match=r"objective=\['other'\]: must be "
+                                         r"\['one'\] as in the steps before"):
+        fit(Tiny(), some_batches(), config=settings(), objective=lambda m, b:
+            {next(names): Term(m(b).sum(), 1)})
 
 
 def test_more_pieces_than_sequences():
@@ -360,12 +435,138 @@ def test_seed_chooses_the_noise():
 
 
 def test_global_random_state_is_left_alone():
+    """For batches, callback, and after it: as if the model drew nothing."""
     model = Tiny(0.5)
+
+    def drawn(run):
+        torch.manual_seed(7)
+        seen = []
+
+        def batches(step):
+            seen.append(torch.rand(()).item())
+            return some_batches()(step)
+
+        run(batches, lambda step, history: seen.append(
+            torch.rand(()).item()) if step < 4 else None)
+        return [*seen, torch.rand(()).item()]
+
+    def undisturbed(batches, callback):
+        for step in range(4):
+            batches(step)
+            callback(step + 1, None)
+
+    expected = drawn(undisturbed)
+    assert expected == drawn(lambda batches, callback: fit(
+        model, batches, callback=callback,
+        config=settings(steps=4, accumulation=2)))
     torch.manual_seed(7)
-    expected = torch.rand(1)
-    torch.manual_seed(7)
-    fit(model, some_batches(), config=settings())
-    assert torch.rand(1) == expected
+    evaluate(model, some_batches(), steps=2, objective=alone(
+        lambda model, batch: torch.rand(())))
+    assert torch.rand(()).item() == expected[0]
+
+
+def halving(step, config):
+    return config.learning_rate * 0.5 ** step
+
+
+OPTIMIZERS = {
+    "SGD": lambda groups: torch.optim.SGD(groups, lr=1, momentum=0.9),
+    "Adafactor": lambda groups: torch.optim.Adafactor(groups, lr=1),
+    "NAdam": lambda groups: torch.optim.NAdam(groups, lr=1),
+}
+
+
+def scaled(model):
+    """The embedding at a hundredth of the rate, the rest as it is."""
+    slow = [model.embedding.weight]
+    rest = [p for p in model.parameters() if p is not slow[0]]
+    return [{"params": slow, "lr_scale": 0.01}, {"params": rest}]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("given", [False, True])
+def test_another_optimizer_is_resumed_bit_for_bit(tmp_path, make, given):
+    """With its groups' rates and a schedule of one's own."""
+    def train(model, **options):
+        if given:
+            options |= {"optimizer": make(scaled(model))}
+        else:
+            options |= {"optimizer": make, "groups": scaled(model)}
+        return fit(model, some_batches(), config=settings(),
+                   schedule=halving, **options)
+
+    whole, part, fresh = Tiny(0.3), Tiny(0.3), Tiny(0.3, seed=9)
+    expected = train(whole)
+    train(part, folder=tmp_path, callback=lambda step, history: step == 7)
+    resumed = train(fresh, folder=tmp_path)
+    assert equal_weights(whole, fresh)
+    assert same_but_for_time(resumed, expected)
+    assert expected.learning_rate == [halving(s, settings())
+                                      for s in range(20)]
+
+
+def test_scales_of_groups_hold_at_every_step():
+    """Plain SGD: a step is the rate times the gradient, by group."""
+    model, before = Tiny(), Tiny()
+    gradients = {}
+    batch = some_batches()(0)
+    terms = causal_loss(before, batch)
+    (terms["next token"].total / terms["next token"].count).backward()
+    for name, p in before.named_parameters():
+        gradients[name] = p.grad
+    groups = scaled(model)
+    rates = []
+    fit(model, lambda step: batch, schedule=halving, groups=groups,
+        config=settings(steps=1, warmup_steps=0, clip_norm=None),
+        optimizer=lambda groups: rates.append(groups) or torch.optim.SGD(
+            groups, lr=1))
+    for (name, p), q in zip(model.named_parameters(), before.parameters(),
+                            strict=True):
+        scale = 0.01 if name == "embedding.weight" else 1.0
+        torch.testing.assert_close(
+            p, q - 0.05 * scale * gradients[name], rtol=1e-4, atol=1e-6)
+    assert "lr" not in groups[0]  # the caller's groups are his
+    seen = []
+    optimizer = torch.optim.SGD(scaled(model), lr=1)
+    fit(model, some_batches(), optimizer=optimizer, schedule=halving,
+        config=settings(), callback=lambda step, history: seen.append(
+            [g["lr"] for g in optimizer.param_groups]))
+    assert seen == [[0.01 * halving(s, settings()), halving(s, settings())]
+                    for s in range(20)]
+
+
+@pytest.mark.parametrize("options, message", [
+    (lambda m: {"groups": [{"params": m.parameters(), "lr": 1.0}]},
+     "groups=lr=1.0: must be lr_scale, a factor of the schedule's rate"),
+    (lambda m: {"groups": scaled(m),
+                "optimizer": torch.optim.SGD(m.parameters(), lr=1)},
+     "groups=2 of them: must be None, since the optimizer has its own"),
+    (lambda m: {"groups": scaled(Tiny())},
+     r"groups=a parameter \(11, 8\): must be the model's own"),
+    (lambda m: {"schedule": lambda step, config: math.nan},
+     "schedule=nan at step 0: must be a number, at least 0"),
+])
+def test_bad_optimizers_groups_and_schedules(options, message):
+    model = Tiny()
+    with pytest.raises(ValueError, match="^" + message):
+        fit(model, some_batches(), config=settings(), **options(model))
+
+
+@pytest.mark.parametrize("options, message", [
+    (lambda m: {"optimizer": OPTIMIZERS["SGD"]},
+     "optimizer=SGD: must be AdamW as in .*optimizer.safetensors"),
+    (lambda m: {"groups": scaled(m)}, "groups: must be those of .*step-0"),
+    (lambda m: {"schedule": halving}, r"schedule\(2, config\)=0.0125: must "
+                                      "be 0.05.* as in .*step-00000003"),
+])
+def test_resuming_in_another_way_is_refused(tmp_path, options, message):
+    fit(Tiny(), some_batches(), config=settings(), folder=tmp_path,
+        callback=lambda step, history: step == 3)
+    model, before = Tiny(seed=4), Tiny(seed=4)
+    with pytest.raises(ValueError, match="^" + message):
+        fit(model, some_batches(), config=settings(), folder=tmp_path,
+            **options(model))
+    assert equal_weights(model, before)
 
 
 def test_mode_of_the_model_is_left_alone():
@@ -398,24 +599,8 @@ def test_callback_sees_every_step():
     assert seen == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
-def test_unknown_objective():
-    for call in (lambda: fit(Tiny(), some_batches(), config=settings(),
-                             objective="clairvoyant"),
-                 lambda: evaluate(Tiny(), some_batches(), steps=1,
-                                  objective="clairvoyant")):
-        with pytest.raises(ValueError, match="objective='clairvoyant': must "
-                                             "be .*causal.*, or a function"):
-            call()
-
-
-def test_objectives_have_names():
-    assert callable(OBJECTIVES["causal"])
-
-
 def test_a_loss_that_is_not_a_number_stops_the_training():
-    def nan(model, batch):
-        return model(batch).sum() * math.nan
-
+    nan = alone(lambda model, batch: model(batch).sum() * math.nan)
     with pytest.raises(FloatingPointError, match="loss=nan at step 0: must "
                                                  "be finite"):
         fit(Tiny(), some_batches(), config=settings(), objective=nan)
@@ -572,9 +757,13 @@ def test_a_file_that_is_cut_short(tmp_path, name, keep):
 
 def test_a_file_that_is_gone(tmp_path):
     trained(tmp_path)
-    (last_checkpoint(tmp_path) / "model.safetensors").unlink()
+    path = last_checkpoint(tmp_path)
+    (path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="model.safetensors: cannot be read"):
-        load_checkpoint(last_checkpoint(tmp_path), model=Tiny())
+        load_checkpoint(path, model=Tiny())
+    (path / "state.json").unlink()
+    with pytest.raises(FileNotFoundError, match="state.json: is not there"):
+        load_checkpoint(path, model=Tiny())
 
 
 def test_no_checkpoint(tmp_path):
@@ -655,7 +844,7 @@ def test_killed_while_writing_a_checkpoint(tmp_path):
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    assert (tmp_path / ".writing-step-00000008").exists()
+    assert len([*tmp_path.glob(".writing-step-00000008*")]) == 1
     assert last_checkpoint(tmp_path).name == "step-00000004"
     finish(tmp_path)
     assert not list(tmp_path.glob(".writing-*"))
@@ -692,7 +881,7 @@ def test_saving_twice_at_one_step(tmp_path):
                         state={"mark": mark})
     state = load_checkpoint(last_checkpoint(tmp_path), model=model,
                             optimizer=optimizer)
-    assert state == {"step": 3, "mark": 2}
+    assert (state["step"], state["mark"]) == (3, 2)
 
 
 def test_nothing_is_pickled():

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lmcourse.tokenizers.fast import pieces as fast_pieces
 from lmcourse.tokenizers import unigram as chapter
-from lmcourse.tokenizers.base import manual
+from lmcourse.tokenizers.base import ENGINES, manual
 from lmcourse.tokenizers.unigram import (
     BYTES,
     SPACE,
@@ -167,7 +167,7 @@ def test_fast_learner_equals_the_loop():
 def test_without_numba(tokenizer, monkeypatch):
     texts = [page[:1_500] for page in manual()[0][:2]]
     fast = Unigram.train(texts, 420)
-    monkeypatch.setattr(chapter, "_compiled_pieces", lambda: None)
+    monkeypatch.setitem(ENGINES, "pieces", lambda: None)
     slow = Unigram.train(texts, 420)
     assert slow.vocab == fast.vocab
     plain = pickle.loads(pickle.dumps(tokenizer))

@@ -2,7 +2,6 @@
 
 import pickle
 import random
-import sys
 import unicodedata
 
 import pytest
@@ -18,7 +17,7 @@ from tokenizers import (
 
 from lmcourse.tokenizers.fast import pieces as fast_pieces
 from lmcourse.tokenizers import wordpiece as chapter
-from lmcourse.tokenizers.base import manual
+from lmcourse.tokenizers.base import ENGINES, manual
 from lmcourse.tokenizers.wordpiece import (
     BertNormalizer,
     WordPiece,
@@ -90,7 +89,7 @@ def test_few_characters_differ(differing):
 
 def test_parity_on_generated_strings(tokenizer, differing):
     texts = list(odd_strings(100_000, 0, differing))
-    other = peer({**tokenizer.vocab, "[UNK]": tokenizer._unk_id})
+    other = peer({**tokenizer.vocab, "[UNK]": tokenizer.unk_id})
     theirs = other.encode_batch_fast(texts, add_special_tokens=False)
     own = tokenizer.encode_batch(texts)
     wrong = [text for text, a, b in zip(texts, own, theirs, strict=True)
@@ -105,7 +104,7 @@ def test_parity_of_the_options(tokenizer, differing, options):
     own = WordPiece(
         vocab=tokenizer.vocab, special_tokens=tokenizer.special_tokens,
         unk_token="[UNK]", normalizer=BertNormalizer(**options))
-    other = peer({**tokenizer.vocab, "[UNK]": own._unk_id}, **options)
+    other = peer({**tokenizer.vocab, "[UNK]": own.unk_id}, **options)
     changed = 0
     for text in odd_strings(3_000, 1, differing):
         ids = own.encode(text)
@@ -115,7 +114,7 @@ def test_parity_of_the_options(tokenizer, differing, options):
 
 
 def test_parity_on_texts(tokenizer):
-    other = peer({**tokenizer.vocab, "[UNK]": tokenizer._unk_id})
+    other = peer({**tokenizer.vocab, "[UNK]": tokenizer.unk_id})
     _, unseen = manual()
     for text in unseen + sources():
         ids = tokenizer.encode(text)
@@ -126,7 +125,7 @@ def test_parity_on_texts(tokenizer):
 
 def test_parity_on_the_world(tokenizer):
     world = pytest.importorskip("lmcourse.world")
-    other = peer({**tokenizer.vocab, "[UNK]": tokenizer._unk_id})
+    other = peer({**tokenizer.vocab, "[UNK]": tokenizer.unk_id})
     for text in world.documents(300):
         assert tokenizer.encode(text) == other.encode(text).ids
 
@@ -172,7 +171,7 @@ def test_without_numba(tokenizer, differing, monkeypatch):
     pages, unseen = manual()
     texts = [page[:3_000] for page in pages[:3]]
     fast = WordPiece.train(texts, 200)
-    monkeypatch.setattr(chapter, "_compiled_pieces", lambda: None)
+    monkeypatch.setitem(ENGINES, "pieces", lambda: None)
     slow = WordPiece.train(texts, 200)
     assert slow == fast
     plain = pickle.loads(pickle.dumps(tokenizer))
@@ -183,16 +182,6 @@ def test_without_numba(tokenizer, differing, monkeypatch):
         assert plain.encode_to_numpy(text).tolist() == ids
 
 
-def test_numba_is_not_needed(monkeypatch):
-    chapter._compiled_pieces.cache_clear()
-    monkeypatch.setitem(sys.modules, "lmcourse.tokenizers.fast.pieces", None)
-    monkeypatch.delattr("lmcourse.tokenizers.fast.pieces")
-    assert chapter._compiled_pieces() is None
-    monkeypatch.undo()
-    chapter._compiled_pieces.cache_clear()
-    assert chapter._compiled_pieces() is fast_pieces
-
-
 def test_marks_that_are_sorted():
     """NFD sorts marks by class; the table of characters cannot."""
     text = "a\u1dfa\U0001d165\u0301\u302e\U00011235"
@@ -200,7 +189,7 @@ def test_marks_that_are_sorted():
                     unk_token="[UNK]")
     direct = chapter.split_words(own.normalizer(text))
     assert chapter._normalized_words(
-        text, own.normalizer, own._map) == direct
+        text, own.normalizer, own.character_map) == direct
     assert unicodedata.combining("\u302e")
 
 
@@ -257,6 +246,6 @@ def test_other_faults():
 
 def test_ten_million_letters(tokenizer):
     """One long word is one unknown token, found without cutting it."""
-    assert tokenizer.encode("a" * 10_000_000) == [tokenizer._unk_id]
+    assert tokenizer.encode("a" * 10_000_000) == [tokenizer.unk_id]
     with pytest.raises(ValueError, match="at least one word"):
         WordPiece.train(["a" * 1_000_000], 20)

@@ -1,8 +1,10 @@
 """The zoo: presets, scores, and models that are kept."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 
 from lmcourse import zoo
-from lmcourse.world import SKILLS, Probe
+from lmcourse.training import TrainingConfig
+from lmcourse.world import SKILLS, Probe, documents
 
+MAKER = "Transformer"  # what draws the first weights
 TINY = zoo.Preset(n_documents=200, d_model=16, n_layers=1, n_heads=2,
                   batch_size=4, length=16, steps=3)
 
@@ -104,9 +108,15 @@ def test_scores_leave_the_mode_as_it_was(tiny):
     model.eval()
 
 
+def save(folder, tiny):
+    model, tokenizer, history = tiny
+    zoo.save_world_model(folder, model=model, tokenizer=tokenizer,
+                         record={"loss": history.loss})
+
+
 def test_saved_model_comes_back(tiny, tmp_path):
     model, tokenizer, _ = tiny
-    zoo.save_world_model(tmp_path / "m", model=model, tokenizer=tokenizer)
+    save(tmp_path / "m", tiny)
     again, words = zoo.load_world_model(tmp_path / "m")
     ids = torch.tensor([words.encode("The capital of Peru is")])
     assert torch.equal(again(ids), model(ids))
@@ -114,29 +124,38 @@ def test_saved_model_comes_back(tiny, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
 
 
-@pytest.mark.parametrize("name", ["config.json", "words.json",
+def test_the_library_reads_the_words(tiny, tmp_path):
+    """`tokenizer.json` as `tokenizers` opens it: equal ids."""
+    tokenizers = pytest.importorskip("tokenizers")
+    save(tmp_path / "m", tiny)
+    peer = tokenizers.Tokenizer.from_file(str(tmp_path / "m/tokenizer.json"))
+    for text in [*documents(50, seed=3), "A word that nobody knows: zyzzyva"]:
+        assert peer.encode(text).ids == tiny[1].encode(text)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json",
                                   "model.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_damaged_files_are_named(tiny, tmp_path, name, damage):
-    model, tokenizer, _ = tiny
-    zoo.save_world_model(tmp_path / "m", model=model, tokenizer=tokenizer)
+    save(tmp_path / "m", tiny)
     path = tmp_path / "m" / name
     if damage == "missing":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ValueError, match=f"{name}: cannot be read") as error:
+    with pytest.raises((ValueError, OSError)) as error:
         zoo.load_world_model(tmp_path / "m")
+    assert (name if damage == "cut" else str(tmp_path)) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_weights_of_another_shape_are_refused(tiny, tmp_path):
-    model, tokenizer, _ = tiny
-    zoo.save_world_model(tmp_path / "m", model=model, tokenizer=tokenizer)
+    save(tmp_path / "m", tiny)
     path = tmp_path / "m/config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "d_ff": 48}))
-    with pytest.raises(ValueError, match=r"is \(16, 64\), must be \(16, 48\)"):
+    with pytest.raises(ValueError, match=r"is \(16, 64\), must be \(16, 48\)|"
+                                         r"is \(64, 16\), must be \(48, 16\)"):
         zoo.load_world_model(tmp_path / "m")
 
 
@@ -147,12 +166,63 @@ def test_world_model_trains_once(tmp_path, monkeypatch):
     second, _ = zoo.world_model("tiny", folder=tmp_path)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+    record = zoo.world_record("tiny", folder=tmp_path)
+    assert len(record["loss"]) == 3
+    assert [*record["exams"]] == [1, 2, 3]
+    assert record["exams"][3] == zoo.skill_scores(
+        *zoo.world_model("tiny", folder=tmp_path), seed=1)
 
 
-def test_another_preset_is_another_model(tmp_path):
-    folders = {zoo._home(TINY, tmp_path),
-               zoo._home(replace(TINY, seed=1), tmp_path)}
-    assert len(folders) == 2
+@pytest.mark.parametrize("change", [
+    {"seed": 1}, {"steps": 2}, {"learning_rate": 1e-3}, {"length": 12},
+    {"n_documents": 150}, {"n_documents": 150_000}, {"batch_size": 5},
+    {"n_heads": 1}, {"n_layers": 2}, {"d_model": 32}])
+def test_another_preset_is_another_model(tmp_path, change):
+    homes = {zoo._home(preset, tmp_path)
+             for preset in (TINY, TINY, replace(TINY, **change))}
+    assert len(homes) == 2
+
+
+def test_what_decides_the_weights_decides_the_folder(tmp_path, monkeypatch):
+    """Other documents, other first weights, other settings, other steps."""
+    def home_with(name, value):
+        with monkeypatch.context() as patch:
+            patch.setattr(zoo, name, value)
+            return zoo._home(TINY, tmp_path)
+
+    def wider(*arguments, **options):
+        return TrainingConfig(*arguments, **options | {"betas": (0.9, 0.99)})
+
+    def other_draws(config, *, generator):
+        return make(config, generator=generator.manual_seed(5))
+
+    make = getattr(zoo, MAKER)
+    homes = [
+        zoo._home(TINY, tmp_path),
+        home_with("documents", lambda n, seed: list(documents(n, seed))[::-1]),
+        home_with("TrainingConfig", wider),
+        home_with(MAKER, other_draws),
+        home_with("_RECIPE", 99),
+    ]
+    assert len({*homes}) == 5
+    assert zoo._home(TINY, tmp_path) == homes[0]
+
+
+def test_a_comment_costs_no_training(tmp_path):
+    """The key does not read the modules."""
+    assert "read_bytes" not in Path(zoo.__file__).read_text()
+
+
+def test_old_models_are_forgotten(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(zoo.PRESETS, "tiny", TINY)
+    for age in range(1, 7):
+        save(tmp_path / f"world-{age}", tiny)
+        then = time.time() - 1000 * age
+        os.utime(tmp_path / f"world-{age}", (then, then))
+    home = zoo._home(TINY, tmp_path)
+    zoo.world_model("tiny", folder=tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        home.name, "world-1", "world-2", "world-3"}
 
 
 def test_killed_while_saving_leaves_no_model(tmp_path):
@@ -161,10 +231,10 @@ import os, signal
 from pathlib import Path
 from lmcourse import zoo
 from tests.test_zoo import TINY
-zoo._write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+zoo.save_file = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 model, tokenizer, _ = zoo.pretrain(TINY)
 zoo.save_world_model(Path({str(tmp_path)!r}) / "m", model=model,
-                     tokenizer=tokenizer)
+                     tokenizer=tokenizer, record={{}})
 """
     done = subprocess.run([sys.executable, "-c", code],
                           cwd=Path(__file__).parents[1])

@@ -14,12 +14,32 @@ with sync_playwright() as p:
 PY
 }
 browser_of_playwright && exit 0
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+left=${LOCK_WAIT:-600}  # seconds to wait for other users of apt, in all
+
+# apt itself waits for dpkg's lock at most, not for those of lists and archives
+patiently() {
+    until LC_ALL=C "$@" >"$log" 2>&1; do
+        grep -q "get lock\|Unable to lock" "$log" && [ "$left" -gt 0 ] || return 1
+        echo "Waiting up to $left s: $(grep -m 1 "lock" "$log")"
+        sleep 5
+        left=$((left - 5))
+    done
+}
+why() {
+    echo "$1 failed; the last lines of what it said:"
+    tail -n 8 "$log" | sed 's/^/    /'
+}
 if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     echo "Installing Debian's chromium for the page tests"
-    (apt-get update -q && apt-get install -y -q chromium) >/dev/null 2>&1
+    patiently apt-get update -q \
+        && patiently apt-get install -y -q -o DPkg::Lock::Timeout=60 chromium \
+        || why "apt-get"
     command -v chromium >/dev/null && exit 0
 fi
-"$PYTHON" -m playwright install chromium >/dev/null 2>&1 \
-    && browser_of_playwright && exit 0
+"$PYTHON" -m playwright install chromium >"$log" 2>&1 || why "playwright install"
+browser_of_playwright && exit 0
 echo "No Chromium on PATH, and none could be installed: the page tests cannot run."
 [ "${CI:-}" != true ]

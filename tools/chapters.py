@@ -74,7 +74,7 @@ def is_named(path, name):
 
 def code_cells(path):
     """The code cells of a notebook."""
-    nb = nbformat.read(path, as_version=4)
+    nb = nbformat.v4.reads(path.read_text(encoding="utf-8"))
     return [cell for cell in nb.cells if cell.cell_type == "code"]
 
 
@@ -141,6 +141,24 @@ def modules():
         parts = path.relative_to(ROOT).with_suffix("").parts
         found[".".join(parts).removesuffix(".__init__")] = path
     return found
+
+
+def public_names(path):
+    """What stands in a module's `__all__`."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) \
+                and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+def exported(path):
+    """A module's public functions and classes, as syntax trees by name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = set(public_names(path))
+    return {node.name: node for node in tree.body
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            and node.name in names}
 
 
 def import_graph():

@@ -1,8 +1,15 @@
 """Text to numbers and back: words, characters and subwords (no torch)."""
 
-from lmcourse.tokenizers.base import Characters, Tokenizer, Words
+from importlib import import_module
+
+from lmcourse.tokenizers import files
+from lmcourse.tokenizers.base import ENGINES, Characters, Tokenizer, Words
 from lmcourse.tokenizers.bpe import ByteBPE, learn_bpe, segment_bpe
-from lmcourse.tokenizers.files import load_tokenizer
+from lmcourse.tokenizers.files import (
+    Matching,
+    load_tokenizer,
+    save_tokenizer,
+)
 from lmcourse.tokenizers.sentencepiece_file import PieceBPE
 from lmcourse.tokenizers.unigram import Unigram, segment_unigram
 from lmcourse.tokenizers.wordpiece import (
@@ -11,6 +18,14 @@ from lmcourse.tokenizers.wordpiece import (
     segment_wordpiece,
 )
 
-__all__ = ["BertNormalizer", "ByteBPE", "Characters", "PieceBPE", "Tokenizer",
-           "Unigram", "WordPiece", "Words", "learn_bpe", "load_tokenizer",
-           "segment_bpe", "segment_unigram", "segment_wordpiece"]
+__all__ = ["BertNormalizer", "ByteBPE", "Characters", "Matching", "PieceBPE",
+           "Tokenizer", "Unigram", "WordPiece", "Words", "learn_bpe",
+           "load_tokenizer", "save_tokenizer", "segment_bpe",
+           "segment_unigram", "segment_wordpiece"]
+
+# What the classes look up by name; numba is loaded when it is needed.
+ENGINES.update(
+    bpe=lambda: import_module("lmcourse.tokenizers.fast.bpe"),
+    pieces=lambda: import_module("lmcourse.tokenizers.fast.pieces"),
+    files=lambda: files,
+)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIES', 'GPT2_PATTERN', 'GPT4_PATTERN', 'GPT2_ALPHABET', 'spell', 'count_pairs', 'most_frequent', 'replace_pair',
-           'learn_bpe_loop', 'bpe_vocabulary', 'segment_bpe', 'learn_bpe', 'ByteBPE']
+           'learn_bpe_loop', 'bpe_vocabulary', 'segment_bpe', 'learn_bpe', 'WordMemory', 'cut_words', 'ByteBPE']
 
 # %% ../../nbs/11_bpe.ipynb #fa7b6904
 from array import array
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice, pairwise
+from operator import length_hint
 
 import numpy as np
 from tqdm import tqdm
@@ -20,12 +21,13 @@ from tqdm import tqdm
 from lmcourse.tokenizers.base import (
     END_OF_TEXT,
     Tokenizer,
-    _check_prefix_space,
-    _check_special,
-    _check_text,
-    _compiled,
-    _prefixed,
-    _read,
+    check_prefix_space,
+    check_special_tokens,
+    check_text,
+    compile_pattern,
+    find_engine,
+    prepare_text,
+    read_texts,
 )
 
 # %% ../../nbs/11_bpe.ipynb #a385c085
@@ -45,7 +47,7 @@ def spell(corpus, *, end="_"):
                         "string; .split() makes words of it")
     spelled = Counter()
     for word, count in Counter(corpus).items():
-        _check_text("corpus: word", word)
+        check_text("corpus: word", word)
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"corpus[{word!r}]={count!r}: must be a count, "
                              "1 or larger")
@@ -259,9 +261,9 @@ GPT4_PATTERN = (
 # %% ../../nbs/11_bpe.ipynb #d42c8e9d
 def _learn_bytes(texts, size, pattern, alphabet):
     """Learn `size` tokens: a list of bytes by id, and pairs of ids."""
-    compiled, words = _compiled(pattern), Counter()
-    for text in _read(texts, "counting words"):
-        words.update(_words(compiled, text))
+    compiled, words = compile_pattern(pattern), Counter()
+    for text in read_texts(texts, "counting words"):
+        words.update(cut_words(compiled, text))
     if not words:
         raise ValueError("texts: must hold at least one character")
     tokens = [bytes([b]) for b in alphabet]
@@ -290,12 +292,12 @@ def _learn_bytes(texts, size, pattern, alphabet):
 _NEVER = 1 << 62
 
 
-def _merge_short(word, ranks, results):
-    """Merge a list of ids, always the pair that was learned first."""
+def _merge_short(word, ranks):
+    """Merge a list of tokens, always the pair that was learned first."""
     found = [ranks.get(pair, _NEVER) for pair in pairwise(word)]
     while found and (rank := min(found)) != _NEVER:
         j = found.index(rank)
-        word[j:j + 2] = [results[rank]]
+        word[j:j + 2] = [word[j] + word[j + 1]]
         del found[j]
         if j > 0:
             found[j - 1] = ranks.get((word[j - 1], word[j]), _NEVER)
@@ -304,26 +306,27 @@ def _merge_short(word, ranks, results):
     return word
 
 # %% ../../nbs/11_bpe.ipynb #041f0689
-def _merge_long(word, ranks, results, pairs):
+def _merge_long(word, ranks):
     """The same for words of any length: places are kept by rank."""
-    size, gone = len(word), -1
+    size, gone = len(word), None
     after = array("q", range(1, size + 1))
     before = array("q", range(-1, size - 1))
     places = defaultdict(lambda: array("q"))
     for j, pair in enumerate(pairwise(word)):
-        if pair in ranks:
-            places[ranks[pair]].append(j)
+        met = ranks.get(pair)
+        if met is not None:
+            places[met].append(j)
     queue = sorted(places)
     while queue:
         rank = heappop(queue)
-        (left, right), new = pairs[rank], results[rank]
         todo = sorted(places.pop(rank), reverse=True)
         while todo and (not queue or queue[0] > rank):
             j = todo.pop()
             k = after[j]
-            if word[j] != left or k == size or word[k] != right:
+            if (word[j] is gone or k == size
+                    or ranks.get((word[j], word[k])) != rank):
                 continue
-            word[j], word[k], after[j] = new, gone, after[k]
+            word[j], word[k], after[j] = word[j] + word[k], gone, after[k]
             if after[j] < size:
                 before[after[j]] = j
             for start in (before[j], j):
@@ -337,11 +340,16 @@ def _merge_long(word, ranks, results, pairs):
         if todo:  # a pair that was learned earlier has turned up
             places[rank].extend(todo)
             heappush(queue, rank)
-    return [i for i in word if i != gone]
+    return [token for token in word if token is not gone]
 
 # %% ../../nbs/11_bpe.ipynb #e2df214a
-class _Memory(dict):
-    """The ids of words, computed when a word is met for the first time."""
+class WordMemory(dict):
+    """The ids of words, computed when a word is met for the first time.
+
+    Args:
+        compute: a function from a word to what is remembered of it.
+        limit: how many words there may be; all are forgotten then.
+    """
 
     def __init__(self, compute, limit=1 << 18):
         self.compute, self.limit = compute, limit
@@ -355,8 +363,16 @@ class _Memory(dict):
         return ids
 
 
-def _words(pattern, text):
-    """The words of a text; what no word covers is a word as well."""
+def cut_words(pattern, text):
+    """The words of a text; what no word covers is a word as well.
+
+    Args:
+        pattern: a compiled regular expression.
+        text: any string.
+
+    Returns:
+        An iterable of strings that give `text` when they are joined.
+    """
     if len(text) < 1 << 20:  # fast, but all the words are in memory
         words = pattern.findall(text)
         if sum(map(len, words)) == len(text):
@@ -377,29 +393,37 @@ def _words_and_gaps(pattern, text):
         yield text[done:]
 
 
+class _RanksByToken:
+    """The ranks of all pairs whose token has one, without a list of them."""
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+
+    def get(self, pair, default=None):
+        left, right = pair
+        return self.ranks.get(left + right, default)
+
+
 class _Encoder:
     """Ids of plain text by merging: what `ByteBPE` works with."""
 
     def __init__(self, vocab, merges, pattern, ignore_merges=False):
-        self.pattern = _compiled(pattern)
-        self.whole = vocab if ignore_merges else {}
-        self.byte_ids = [vocab[bytes([b])] for b in range(256)]
-        self.pairs = [(vocab[a], vocab[b]) for a, b in merges]
-        self.ranks = {pair: rank for rank, pair in enumerate(self.pairs)}
-        self.results = [vocab[a + b] for a, b in merges]
-        self.memory = _Memory(self.merge)
+        self.pattern = compile_pattern(pattern)
+        self.vocab, self.ignore_merges = vocab, ignore_merges
+        self.ranks = (_RanksByToken(vocab) if merges is None
+                      else dict(zip(merges, range(len(merges)), strict=True)))
+        self.memory = WordMemory(self.merge)
 
     def merge(self, word):
         word = word.encode()
-        if word in self.whole:
-            return [self.whole[word]]
-        ids = [self.byte_ids[b] for b in word]
-        if len(ids) <= 64:
-            return _merge_short(ids, self.ranks, self.results)
-        return _merge_long(ids, self.ranks, self.results, self.pairs)
+        if self.ignore_merges and word in self.vocab:
+            return [self.vocab[word]]
+        tokens = [word[i:i + 1] for i in range(len(word))]
+        merge = _merge_short if len(word) <= 64 else _merge_long
+        return [*map(self.vocab.get, merge(tokens, self.ranks))]
 
     def encode(self, text):
-        words = _words(self.pattern, text)
+        words = cut_words(self.pattern, text)
         return [*chain.from_iterable(map(self.memory.__getitem__, words))]
 
     def encode_to_numpy(self, text):
@@ -409,20 +433,57 @@ class _Encoder:
 class _Decoder:
     """Leaves all to `Tokenizer.decode`."""
 
-    def __init__(self, tokens):
+    def __init__(self, tokens=None):
         pass
 
     def decode(self, ids, errors):
         return None
 
 
+class _Started:
+    """A plain engine for the first texts, a compiled one for the rest.
+
+    Loading the compiled one takes as long as the plain one needs for some
+    ten pages.
+
+    Args:
+        plain: the engine to start with.
+        compiled: a function that makes the other one.
+        amount: after how many characters, or ids, it is made.
+    """
+
+    def __init__(self, plain, compiled, amount=1 << 15):
+        self.engine, self.compiled, self.left = plain, compiled, amount
+
+    def read(self, amount):
+        """The engine for so many more characters or ids."""
+        if self.left >= 0:
+            self.left -= amount
+            if self.left < 0:
+                self.engine = self.compiled()
+        return self.engine
+
+
 def _implementation():
     """Learner, encoder and decoder: compiled ones where numba is there."""
-    try:
-        from lmcourse.tokenizers.fast import bpe as fast_bpe
-    except ImportError:
+    fast = find_engine("bpe")
+    if fast is None:
         return _learn_bytes, _Encoder, _Decoder
-    return fast_bpe.learn_bytes, fast_bpe.FastEncoder, fast_bpe.FastDecoder
+    return fast.learn_bytes, fast.FastEncoder, fast.FastDecoder
+
+
+def _check_parts(merges, vocab):
+    """Both parts of a merge, and what it makes, are tokens."""
+    if (vocab.keys() >= {*chain.from_iterable(merges)}
+            and vocab.keys() >= {a + b for a, b in merges}):
+        return
+    for number, (left, right) in enumerate(merges):
+        if left not in vocab or right not in vocab or (
+                left + right not in vocab):
+            missing = next(token for token in (left, right, left + right)
+                           if token not in vocab)
+            raise ValueError(f"merges[{number}]={(left, right)!r}: "
+                             f"{missing!r} is not in the vocabulary")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -435,6 +496,8 @@ class ByteBPE(Tokenizer):
     Args:
         vocab: tokens, as `bytes`, and their ids; all 256 bytes among them.
         merges: pairs of tokens, in the order in which they are merged.
+            None means any two tokens that make a third one, and of these
+            the smallest id first, as in the rank files of tiktoken.
         pattern: the regular expression that finds the words. What stands
             between them is a word as well.
         normalizer: a function from text to text that is applied first, or
@@ -448,7 +511,7 @@ class ByteBPE(Tokenizer):
             a pattern that does not compile.
     """
 
-    merges: tuple = ()
+    merges: tuple | None = ()
     pattern: str = GPT2_PATTERN
     normalizer: object = None
     prefix_space: bool | str = False
@@ -456,18 +519,16 @@ class ByteBPE(Tokenizer):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "merges", tuple(map(tuple, self.merges)))
-        _compiled(self.pattern)
-        _check_prefix_space(self.prefix_space)
+        compile_pattern(self.pattern)
+        check_prefix_space(self.prefix_space)
         for b in range(256):
             if bytes([b]) not in self.vocab:
                 raise ValueError(f"vocab: lacks the byte {bytes([b])!r}; "
                                  "all 256 must be there")
-        for number, (left, right) in enumerate(self.merges):
-            for token in (left, right, left + right):
-                if token not in self.vocab:
-                    raise ValueError(f"merges[{number}]={(left, right)!r}: "
-                                     f"{token!r} is not in the vocabulary")
+        if self.merges is not None:
+            merges = tuple(map(tuple, self.merges))
+            object.__setattr__(self, "merges", merges)
+            _check_parts(merges, self.vocab)
 
     @classmethod
     def train(cls, texts, vocab_size, *, pattern=GPT2_PATTERN,
@@ -485,7 +546,7 @@ class ByteBPE(Tokenizer):
         Raises:
             ValueError: no text, or a vocabulary smaller than the alphabet.
         """
-        special = _check_special(special_tokens)
+        special = check_special_tokens(special_tokens)
         least = 256 + len(special)
         if not isinstance(vocab_size, int) or vocab_size < least:
             raise ValueError(f"vocab_size={vocab_size!r}: must be an integer "
@@ -505,37 +566,37 @@ class ByteBPE(Tokenizer):
 
     @cached_property
     def _encoder(self):
-        _, encoder, _ = _implementation()
-        return encoder(self.vocab, self.merges, self.pattern,
-                       self.ignore_merges)
+        parts = self.vocab, self.merges, self.pattern, self.ignore_merges
+        return _Started(_Encoder(*parts),
+                        lambda: _implementation()[1](*parts))
 
     @cached_property
     def _decoder(self):
-        _, _, decoder = _implementation()
         spelled = {i: t.encode() for i, t in self._spelled_by_id.items()}
-        return decoder({**self._by_id, **spelled})
+        return _Started(_Decoder(), lambda: _implementation()[2](
+            {**self.by_id, **spelled}))
 
     def _prepare(self, text):
-        if self.normalizer:
-            text = self.normalizer(text)
-        return _prefixed(text, self.prefix_space)
+        return prepare_text(text, self.normalizer, self.prefix_space)
 
-    def _encode_plain(self, text):
-        return self._encoder.encode(self._prepare(text))
+    def encode_plain(self, text):
+        text = self._prepare(text)
+        return self._encoder.read(len(text)).encode(text)
 
     def _plain_to_numpy(self, text):
-        return self._encoder.encode_to_numpy(self._prepare(text))
+        text = self._prepare(text)
+        return self._encoder.read(len(text)).encode_to_numpy(text)
 
     def decode(self, ids, *, errors="replace", skip_special_tokens=False):
         if errors in ("replace", "strict") and not skip_special_tokens:
-            text = self._decoder.decode(ids, errors)
+            text = self._decoder.read(length_hint(ids)).decode(ids, errors)
             if text is not None:
                 return text
         return super().decode(ids, errors=errors,
                               skip_special_tokens=skip_special_tokens)
 
-    def _decode_plain(self, ids, errors):
-        text = b"".join(map(self._by_id.__getitem__, ids))
+    def decode_plain(self, ids, errors):
+        text = b"".join(map(self.by_id.__getitem__, ids))
         try:
             return text.decode(errors=errors)
         except UnicodeDecodeError as error:

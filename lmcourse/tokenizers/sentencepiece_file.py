@@ -20,13 +20,15 @@ from types import MappingProxyType
 
 import numpy as np
 
-from lmcourse.tokenizers.base import (
-    Tokenizer,
-    _check_prefix_space,
-    _split_out,
+from .base import split_at
+from .bpe import WordMemory
+from lmcourse.tokenizers.unigram import (
+    BYTES,
+    SPACE,
+    PieceTokenizer,
+    Unigram,
+    mark_spaces,
 )
-from .bpe import _Memory
-from .unigram import BYTES, SPACE, Unigram, _spaced
 
 # %% ../../nbs/83_sentencepiece_file.ipynb #0c77cdcf
 _VARINT, _FIXED64, _CHUNK, _FIXED32 = 0, 1, 2, 5
@@ -200,7 +202,7 @@ def merge_pieces(symbols, ranks, *, splits=None):
 
 # %% ../../nbs/83_sentencepiece_file.ipynb #0cedde22
 @dataclass(frozen=True, kw_only=True, repr=False)
-class PieceBPE(Tokenizer):
+class PieceBPE(PieceTokenizer):
     """Byte-pair encoding over characters, with SentencePiece's spaces.
 
     Sennrich et al. (2016) over whole texts, as Kudo and Richardson (2018)
@@ -213,33 +215,23 @@ class PieceBPE(Tokenizer):
             of one rank are made from left to right.
         user_defined: pieces that are found before anything is merged, and
             that take no part in it.
-        normalizer: a function from text to text that is applied first, or
-            None.
-        prefix_space: whether a space is put before each text; one of
-            `PREFIX_SPACES`.
-        byte_fallback: whether characters that are no pieces become bytes;
-            they become `unk_token` otherwise.
         fuse_unk: whether a run of unknown characters is one `unk_token`.
         unused: pieces that are never written. They merge as others do, and
             are taken apart in the end, as they were last seen together.
 
     Raises:
-        ValueError: a piece or byte without an id; ranks that are not as
-            many as the merges; neither bytes nor `unk_token` for the unknown.
+        ValueError: a piece without an id; ranks that are not as many as
+            the merges.
     """
 
     merges: tuple = ()
     ranks: tuple | None = None
     user_defined: tuple = ()
-    normalizer: object = None
-    prefix_space: bool | str = True
-    byte_fallback: bool = True
     fuse_unk: bool = True
     unused: tuple = ()
 
     def __post_init__(self):
         super().__post_init__()
-        _check_prefix_space(self.prefix_space)
         for name in ("merges", "ranks", "user_defined", "unused"):
             value = getattr(self, name)
             if value is not None:
@@ -252,23 +244,15 @@ class PieceBPE(Tokenizer):
             if left + right not in self.vocab:
                 raise ValueError(f"merges[{number}]={(left, right)!r}: "
                                  f"{left + right!r} has no id in vocab")
-        for piece in (*self.user_defined, *self.unused,
-                      *BYTES * self.byte_fallback):
+        for piece in (*self.user_defined, *self.unused):
             if piece not in self.vocab:
                 raise ValueError(f"vocab: {piece!r} has no id, and must "
                                  "have one")
-        if not self.byte_fallback and self.unk_token is None:
-            raise ValueError("unk_token=None: must be a special token, or "
-                             "byte_fallback must be True")
 
     @cached_property
     def _ranks(self):
         ranks = range(len(self.merges)) if self.ranks is None else self.ranks
         return dict(zip(self.merges, ranks, strict=True))
-
-    @cached_property
-    def _kept(self):
-        return frozenset(self.user_defined)
 
     @cached_property
     def _writable(self):
@@ -287,7 +271,7 @@ class PieceBPE(Tokenizer):
 
     @cached_property
     def _memory(self):
-        return _Memory(self._word_ids)
+        return WordMemory(self._word_ids)
 
     def _word_ids(self, word):
         ids, splits = [], {} if self.unused else None
@@ -301,27 +285,22 @@ class PieceBPE(Tokenizer):
             elif self.byte_fallback:
                 ids += [self.vocab[BYTES[byte]] for byte in piece.encode()]
             else:
-                ids.append(self._unk_id)
+                ids.append(self.unk_id)
         return ids
 
-    def _encode_plain(self, text):
-        text = _spaced(text, self.normalizer, self.prefix_space)
-        text, kept, ids = text.replace(" ", ""), self._kept, []
-        kept = dict(zip(kept, kept, strict=True))
-        for _, part, token in _split_out(text, kept, {}):
-            if token is not None:
-                ids.append(self.vocab[token])
+    def encode_plain(self, text):
+        text = mark_spaces(text, self.normalizer, self.prefix_space)
+        parts, ids = split_at(text.replace(" ", ""), self.user_defined), []
+        for n, part in enumerate(parts):
+            if n % 2:
+                ids.append(self.vocab[part])
             else:
                 for word in self._pattern.findall(part):
                     ids += self._memory[word]
         if self.fuse_unk and not self.byte_fallback:
-            ids = [i for place, i in enumerate(ids) if i != self._unk_id
+            ids = [i for place, i in enumerate(ids) if i != self.unk_id
                    or ids[place - 1:place] != [i]]
         return ids
-
-    _normalize = Unigram._normalize
-    _byte_of = Unigram._byte_of  # decoding is the same for both
-    _decode_plain = Unigram._decode_plain
 
 # %% ../../nbs/83_sentencepiece_file.ipynb #994658ff
 @dataclass(frozen=True)
@@ -794,7 +773,7 @@ def write_sentencepiece(tokenizer, path):
 
 def _roles(tokenizer):
     """The trainer's fields for the tokens that have a role."""
-    fields = [(40, tokenizer._unk_id), (45, tokenizer.unk_token)]
+    fields = [(40, tokenizer.unk_id), (45, tokenizer.unk_token)]
     for name, role, number in [("prefix", tokenizer.prefix, 41),
                                ("suffix", tokenizer.suffix, 42)]:
         if len(role) > 1:
@@ -807,8 +786,9 @@ def _roles(tokenizer):
 # %% ../../nbs/83_sentencepiece_file.ipynb #057aad31
 def _pieces(tokenizer, keep):
     """Text, score and type of each piece, by id."""
-    names = tokenizer._by_id | tokenizer._special_by_id
-    if sorted(names) != [*range(len(names))] or tokenizer._unk_id is None:
+    special = {i: token for token, i in tokenizer.special_tokens.items()}
+    names = tokenizer.by_id | special
+    if sorted(names) != [*range(len(names))] or tokenizer.unk_id is None:
         raise ValueError("tokenizer: must have the ids 0, 1, 2 and so on, "
                          "and an unk_token")
     if isinstance(tokenizer, Unigram):
@@ -822,9 +802,9 @@ def _pieces(tokenizer, keep):
                          "PieceBPE user-defined ones")
     for i in range(len(names)):
         piece = names[i]
-        if i in tokenizer._special_by_id:
-            kind = _UNKNOWN if i == tokenizer._unk_id else _CONTROL
-        elif i in tokenizer._byte_of:
+        if i in special:
+            kind = _UNKNOWN if i == tokenizer.unk_id else _CONTROL
+        elif i in tokenizer.byte_of:
             kind = _BYTE
         elif piece in kept:
             kind = _USER_DEFINED

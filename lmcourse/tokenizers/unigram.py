@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'UNKNOWN_PENALTY', 'BYTES', 'lattice', 'expected_counts', 'digamma', 'reestimate', 'segment_unigram', 'prune',
-           'seed_pieces', 'learn_unigram_loop', 'best_segmentations', 'sample_segmentation', 'Unigram']
+           'seed_pieces', 'learn_unigram_loop', 'chunk_words', 'check_unigram_learning', 'likeliest_pieces',
+           'best_segmentations', 'sample_segmentation', 'PieceTokenizer', 'prepare_pieces', 'mark_spaces', 'Unigram']
 
 # %% ../../nbs/13_unigram.ipynb #4c6776e3
 import math
@@ -12,19 +13,20 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from types import MappingProxyType
 
 from lmcourse.tokenizers.base import (
     END_OF_TEXT,
     Tokenizer,
-    _check_prefix_space,
-    _check_special,
-    _check_text,
-    _prefixed,
-    _read,
+    check_prefix_space,
+    check_special_tokens,
+    check_text,
+    find_engine,
+    prepare_text,
+    read_texts,
 )
-from .wordpiece import _compiled_pieces
+from .bpe import WordMemory
 
 # %% ../../nbs/13_unigram.ipynb #8b4eb32a
 SPACE = "\u2581"
@@ -249,24 +251,28 @@ def learn_unigram_loop(corpus, vocab_size, *, seed_size=1_000_000,
     Raises:
         ValueError: the letters alone are more than `vocab_size`.
     """
-    corpus = _chunks(corpus)
-    _check_learning(corpus, vocab_size, shrink=shrink, rounds=rounds)
+    corpus = chunk_words(corpus)
+    check_unigram_learning(corpus, vocab_size, shrink=shrink, rounds=rounds)
     scores = seed_pieces(corpus, seed_size, max_length=max_length)
     enough = int(1.1 * vocab_size)
     while True:
         for _ in range(rounds):
             _, scores = reestimate(corpus, scores, max_length=max_length)
         if len(scores) <= enough:
-            return _finish(scores, vocab_size)
+            return likeliest_pieces(scores, vocab_size)
         keep = max(enough, int(shrink * len(scores)))
         scores = prune(corpus, scores, keep, max_length=max_length)
 
 # %% ../../nbs/13_unigram.ipynb #7654ae2c
-def _chunks(corpus, size=30):
+def chunk_words(corpus, size=30):
     """The corpus with long words in parts.
 
     Languages without spaces make words of whole pages. In parts of 30
     letters no probability is too small for a floating-point number.
+
+    Args:
+        corpus: how often each word occurs.
+        size: how many letters a part has, at most.
     """
     parts = Counter()
     for word, n in corpus.items():
@@ -275,7 +281,8 @@ def _chunks(corpus, size=30):
     return dict(parts)
 
 
-def _check_learning(corpus, vocab_size, *, shrink, rounds):
+def check_unigram_learning(corpus, vocab_size, *, shrink, rounds):
+    """Refuse what `learn_unigram_loop` and its compiled twin cannot do."""
     letters = len(set("".join(corpus)))
     if not corpus:
         raise ValueError("corpus: must hold at least one word")
@@ -288,8 +295,13 @@ def _check_learning(corpus, vocab_size, *, shrink, rounds):
         raise ValueError(f"rounds={rounds}: must be at least 1")
 
 
-def _finish(scores, vocab_size):
-    """All letters and the likeliest pieces, the likeliest first."""
+def likeliest_pieces(scores, vocab_size):
+    """All letters and the likeliest pieces, the likeliest first.
+
+    Args:
+        scores: the log-probability of each piece.
+        vocab_size: how many to keep.
+    """
     def rank(piece):
         return -round(scores[piece], 9), piece
 
@@ -362,11 +374,12 @@ BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Unigram(Tokenizer):
-    """The most probable pieces, with SentencePiece's spaces and bytes.
+class PieceTokenizer(Tokenizer):
+    """A tokenizer with SentencePiece's spaces and bytes; a base of others.
+
+    Kudo and Richardson (2018), section 3.
 
     Args:
-        scores: the log-probability of each piece; all are in `vocab`.
         normalizer: a function from text to text that is applied first, such
             as `functools.partial(unicodedata.normalize, "NFKC")`, or None.
         prefix_space: whether a space is put before each text; one of
@@ -375,18 +388,73 @@ class Unigram(Tokenizer):
             become `unk_token` otherwise.
 
     Raises:
-        ValueError: a piece or byte without an id; neither bytes nor
-            `unk_token` for the unknown.
+        ValueError: a byte without an id; neither bytes nor `unk_token` for
+            the unknown.
     """
 
-    scores: Mapping
     normalizer: object = None
     prefix_space: bool | str = True
     byte_fallback: bool = True
 
     def __post_init__(self):
         super().__post_init__()
-        _check_prefix_space(self.prefix_space)
+        check_prefix_space(self.prefix_space)
+        if not self.byte_fallback and self.unk_token is None:
+            raise ValueError("unk_token=None: must be a special token, or "
+                             "byte_fallback must be True")
+        for name in BYTES * self.byte_fallback:
+            if name not in self.vocab:
+                raise ValueError(f"byte_fallback=True: {name} has no id in "
+                                 "vocab")
+
+    @cached_property
+    def byte_of(self):
+        """The byte that an id stands for, where bytes have ids."""
+        return {self.vocab[name]: byte
+                for byte, name in enumerate(BYTES * self.byte_fallback)}
+
+    def decode_plain(self, ids, errors):
+        parts = []
+        for is_byte, run in groupby(ids, self.byte_of.__contains__):
+            if is_byte:
+                run = bytes(map(self.byte_of.get, run))
+                try:
+                    parts.append(run.decode(errors=errors))
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"ids: the bytes {run!r} are not UTF-8, "
+                                     f"{error.reason}") from None
+            else:
+                parts += [self.by_id.get(i, self.unk_token) for i in run]
+        text = "".join(parts).replace(SPACE, " ")
+        return text.removeprefix(" ") if self.prefix_space else text
+
+
+def prepare_pieces(text, normalizer, prefix_space):
+    """The same as `prepare_text`, where a mark counts as a space, too."""
+    return prepare_text(text, normalizer, prefix_space, spaces=f" {SPACE}")
+
+
+def mark_spaces(text, normalizer, prefix_space):
+    """The prepared text with marks for spaces, and a space before each."""
+    text = prepare_pieces(text, normalizer, prefix_space)
+    return text.replace(" ", f" {SPACE}")
+
+# %% ../../nbs/13_unigram.ipynb #86c7352a
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Unigram(PieceTokenizer):
+    """The most probable pieces; Kudo (2018), equation 3.
+
+    Args:
+        scores: the log-probability of each piece; all are in `vocab`.
+
+    Raises:
+        ValueError: no piece, or one without an id.
+    """
+
+    scores: Mapping
+
+    def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "scores",
                            MappingProxyType(dict(self.scores)))
         for piece in self.scores:
@@ -394,14 +462,6 @@ class Unigram(Tokenizer):
                 raise ValueError(f"scores[{piece!r}]: has no id in vocab")
         if not self.scores:
             raise ValueError("scores={}: must hold at least one piece")
-        if self.byte_fallback:
-            for name in BYTES:
-                if name not in self.vocab:
-                    raise ValueError(f"byte_fallback=True: {name} has no id "
-                                     "in vocab")
-        elif self.unk_token is None:
-            raise ValueError("unk_token=None: must be a special token, or "
-                             "byte_fallback must be True")
 
     @classmethod
     def train(cls, texts, vocab_size, *, normalizer=None, prefix_space=True,
@@ -429,12 +489,13 @@ class Unigram(Tokenizer):
         Raises:
             ValueError: no text, or a vocabulary too small for the letters.
         """
-        special = _check_special([unk_token, *_check_special(special_tokens)])
+        special = check_special_tokens(
+            [unk_token, *check_special_tokens(special_tokens)])
         if not 0 < coverage <= 1:
             raise ValueError(f"coverage={coverage}: must be above 0 and at "
                              "most 1")
-        corpus = _count_spaced(_read(texts, "counting words"), normalizer,
-                               prefix_space)
+        corpus = _count_spaced(read_texts(texts, "counting words"),
+                               normalizer, prefix_space)
         corpus = _covered(corpus, coverage)
         first = special + list(BYTES) * byte_fallback
         needed = len(first) + len(set("".join(corpus)))
@@ -444,7 +505,7 @@ class Unigram(Tokenizer):
             raise ValueError(f"vocab_size={vocab_size!r}: must be at least "
                              f"{needed} for the letters, the bytes and the "
                              "special tokens")
-        fast = _compiled_pieces()
+        fast = find_engine("pieces")
         learn = fast.learn_unigram if fast else learn_unigram_loop
         scores = learn(corpus, vocab_size - len(first), seed_size=seed_size,
                        max_length=max_length, shrink=shrink, rounds=rounds)
@@ -458,19 +519,15 @@ class Unigram(Tokenizer):
             unk_token=unk_token, scores=scores, normalizer=normalizer,
             prefix_space=prefix_space, byte_fallback=byte_fallback)
 
-    def _normalize(self, text):
-        text = Tokenizer._normalize(self, text)
-        written = isinstance(self.prefix_space, bool)  # marks, by then
-        return text.replace(" ", SPACE) if written else text
-
     def _words(self, text):
-        spaced = _spaced(text, self.normalizer, self.prefix_space)
-        if self._inner_spaces:
+        spaced = mark_spaces(text, self.normalizer, self.prefix_space)
+        if self.has_inner_spaces:
             return [spaced.replace(" ", "")]
         return spaced.split(" ")
 
     @cached_property
-    def _inner_spaces(self):  # then a cut may depend on words far away
+    def has_inner_spaces(self):
+        """Whether a cut may depend on words that are far away."""
         return any(SPACE in piece[1:] for piece in self.scores)
 
     @cached_property
@@ -478,12 +535,13 @@ class Unigram(Tokenizer):
         return max(map(len, self.scores))
 
     @cached_property
-    def _known(self):
-        return {}
+    def _memory(self):
+        return WordMemory(lambda word: self._ids(segment_unigram(
+            word, self.scores, max_length=self._longest)))
 
     @cached_property
     def _encoder(self):
-        fast = _compiled_pieces()
+        fast = find_engine("pieces")
         return fast and fast.UnigramEncoder(self)
 
     def _ids(self, pieces):
@@ -493,22 +551,15 @@ class Unigram(Tokenizer):
                 ids.append(self.vocab[piece])
             elif self.byte_fallback:
                 ids += [self.vocab[BYTES[byte]] for byte in piece.encode()]
-            elif ids[-1:] != [self._unk_id]:  # one for a run of unknowns
-                ids.append(self._unk_id)
+            elif ids[-1:] != [self.unk_id]:  # one for a run of unknowns
+                ids.append(self.unk_id)
         return ids
 
-    def _encode_plain(self, text):
+    def encode_plain(self, text):
         if self._encoder:
             return self._encoder.encode(text)
-        ids, known = [], self._known
-        for word in self._words(text):
-            if word not in known:
-                if len(known) >= 1 << 17:  # a bound on memory
-                    known.clear()
-                known[word] = self._ids(segment_unigram(
-                    word, self.scores, max_length=self._longest))
-            ids += known[word]
-        return ids
+        words = self._words(text)
+        return [*chain.from_iterable(map(self._memory.__getitem__, words))]
 
     def _plain_to_numpy(self, text):
         if self._encoder:
@@ -517,7 +568,7 @@ class Unigram(Tokenizer):
 
     def sample(self, text, *, generator, exponent=0.1):
         """The ids of a cut that is drawn; see `sample_segmentation`."""
-        _check_text("text", text)
+        check_text("text", text)
         return [i for word in self._words(text)
                 for i in self._ids(sample_segmentation(
                     word, self.scores, generator=generator,
@@ -525,54 +576,20 @@ class Unigram(Tokenizer):
 
     def best(self, text, n):
         """The ids of the n best cuts; see `best_segmentations`."""
-        _check_text("text", text)
-        word = _spaced(text, self.normalizer, self.prefix_space)
+        check_text("text", text)
+        word = mark_spaces(text, self.normalizer, self.prefix_space)
         return [self._ids(pieces) for _, pieces in best_segmentations(
             word.replace(" ", ""), self.scores, n, max_length=self._longest)]
 
-    @cached_property
-    def _byte_of(self):
-        if not self.byte_fallback:
-            return {}
-        return {self.vocab[name]: byte for byte, name in enumerate(BYTES)}
-
-    def _decode_plain(self, ids, errors):
-        parts = []
-        for is_byte, run in groupby(ids, self._byte_of.__contains__):
-            if is_byte:
-                run = bytes(map(self._byte_of.get, run))
-                try:
-                    parts.append(run.decode(errors=errors))
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"ids: the bytes {run!r} are not UTF-8, "
-                                     f"{error.reason}") from None
-            else:
-                parts += [self._by_id.get(i, self.unk_token) for i in run]
-        text = "".join(parts).replace(SPACE, " ")
-        return text.removeprefix(" ") if self.prefix_space else text
-
-# %% ../../nbs/13_unigram.ipynb #86c7352a
-def _prepared(text, normalizer, prefix_space):
-    """The text, normalized, with a space in front if it gets one."""
-    if normalizer:
-        text = normalizer(text)
-    return _prefixed(text, prefix_space, spaces=f" {SPACE}")
-
-
-def _spaced(text, normalizer, prefix_space):
-    """The text with marks for spaces, and a space before each mark."""
-    text = _prepared(text, normalizer, prefix_space)
-    return text.replace(" ", f" {SPACE}")
-
-
+# %% ../../nbs/13_unigram.ipynb #72124861
 def _count_spaced(texts, normalizer, prefix_space):
     """How often each word occurs; a word begins at a space."""
-    fast, counts = _compiled_pieces(), Counter()
+    fast, counts = find_engine("pieces"), Counter()
     if fast:
-        return fast.count_spaced(_prepared(text, normalizer, prefix_space)
-                                 for text in texts)
+        return fast.count_spaced(
+            prepare_pieces(text, normalizer, prefix_space) for text in texts)
     for text in texts:
-        text = _spaced(text, normalizer, prefix_space)
+        text = mark_spaces(text, normalizer, prefix_space)
         counts.update(text.split(" "))
     del counts[""]
     return counts

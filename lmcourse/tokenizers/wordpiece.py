@@ -4,25 +4,28 @@
 
 # %% auto #0
 __all__ = ['MARK', 'split_letters', 'count_pieces', 'frequency_score', 'association_score', 'likelihood_score',
-           'learn_wordpiece_loop', 'merge_pair', 'segment_wordpiece', 'clean_text', 'space_chinese', 'strip_accents',
-           'lower_letters', 'BertNormalizer', 'split_words', 'WordPiece']
+           'learn_wordpiece_loop', 'merge_pair', 'letter_pieces', 'segment_wordpiece', 'clean_text', 'space_chinese',
+           'strip_accents', 'lower_letters', 'BertNormalizer', 'split_words', 'NeedsContext', 'CharacterMap',
+           'WordPiece', 'works_by_character']
 
 # %% ../../nbs/12_wordpiece.ipynb #7c98d470
 import math
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import pairwise
+from functools import cached_property
+from itertools import chain, pairwise
 
 import regex
 
 from lmcourse.tokenizers.base import (
     END_OF_TEXT,
     Tokenizer,
-    _check_special,
-    _read,
+    check_special_tokens,
+    find_engine,
+    read_texts,
 )
+from .bpe import WordMemory
 
 # %% ../../nbs/12_wordpiece.ipynb #2ef06f97
 MARK = "##"
@@ -101,7 +104,7 @@ def learn_wordpiece_loop(corpus, vocab_size, *, score=likelihood_score):
     Raises:
         ValueError: the letters alone are more than `vocab_size`.
     """
-    vocab = dict.fromkeys(_alphabet(corpus, vocab_size))
+    vocab = dict.fromkeys(letter_pieces(corpus, vocab_size))
     age = {piece: i for i, piece in enumerate(vocab)}
     words = {split_letters(word): n for word, n in corpus.items()}
     while len(vocab) < vocab_size:
@@ -136,8 +139,19 @@ def merge_pair(word, pair):
     return tuple(merged)
 
 
-def _alphabet(corpus, vocab_size):
-    """Every letter, as the first of a word and as a later one."""
+def letter_pieces(corpus, vocab_size):
+    """Every letter, as the first of a word and as a later one.
+
+    Args:
+        corpus: how often each word occurs.
+        vocab_size: how many pieces there may be.
+
+    Returns:
+        The letters in their order, then the same with the mark.
+
+    Raises:
+        ValueError: no words, or more pieces than `vocab_size`.
+    """
     if not corpus:
         raise ValueError("corpus: must hold at least one word")
     letters = sorted(set("".join(corpus)))
@@ -263,25 +277,21 @@ def _set_apart(char):
     return f" {char} " if mark else char
 
 # %% ../../nbs/12_wordpiece.ipynb #9a745a45
-@lru_cache(maxsize=1)
-def _compiled_pieces():
-    """The module of chapter 82; None where numba is not installed."""
-    try:
-        from lmcourse.tokenizers.fast import pieces as fast_pieces
-    except ImportError:
-        return None
-    return fast_pieces
-
-
-class _NeedsContext(Exception):
+class NeedsContext(Exception):
     """A character whose treatment depends on its neighbors."""
 
 
-class _CharacterMap(dict):
+class CharacterMap(dict):
     """For `str.translate`: normalize and set apart, character by character.
 
     A table is faster than five functions. It knows one character at a time,
     which is enough but for a few marks that NFD sorts when several meet.
+
+    Args:
+        normalizer: a `BertNormalizer` or None.
+
+    Raises:
+        NeedsContext: one of those marks is looked up.
     """
 
     def __init__(self, normalizer):
@@ -291,7 +301,7 @@ class _CharacterMap(dict):
         char = chr(code)
         if (unicodedata.combining(char)
                 and unicodedata.category(char) != "Mn"):
-            raise _NeedsContext
+            raise NeedsContext
         words = split_words(f"a{self.normalizer(char)}b")
         self[code] = " ".join(words)[1:-1]
         return self[code]
@@ -344,8 +354,9 @@ class WordPiece(Tokenizer):
         Raises:
             ValueError: no words, or a vocabulary too small for the letters.
         """
-        special = _check_special([unk_token, *_check_special(special_tokens)])
-        corpus = _count_words(_read(texts, "counting words"), normalizer)
+        special = check_special_tokens(
+            [unk_token, *check_special_tokens(special_tokens)])
+        corpus = _count_words(read_texts(texts, "counting words"), normalizer)
         corpus = {word: n for word, n in corpus.items()
                   if len(word) <= max_word_length}
         needed = len(special) + 2 * len(set("".join(corpus)))
@@ -365,35 +376,30 @@ class WordPiece(Tokenizer):
             normalizer=normalizer, max_word_length=max_word_length)
 
     @cached_property
-    def _map(self):
-        return _CharacterMap(self.normalizer)
+    def character_map(self):
+        """The `CharacterMap` of the normalizer."""
+        return CharacterMap(self.normalizer)
 
     @cached_property
-    def _known(self):  # the ids of the words met so far
-        return {}
+    def _memory(self):
+        return WordMemory(self._word_ids)
 
     @cached_property
     def _encoder(self):
-        fast = _compiled_pieces()
+        fast = find_engine("pieces")
         return fast and fast.WordPieceEncoder(self)
 
-    def _encode_plain(self, text):
+    def encode_plain(self, text):
         if self._encoder:
             return self._encoder.encode(text)
-        ids, known = [], self._known
-        for word in _normalized_words(text, self.normalizer, self._map):
-            if word not in known:
-                if len(known) >= 1 << 17:  # a bound on memory
-                    known.clear()
-                known[word] = self._word_ids(word)
-            ids += known[word]
-        return ids
+        words = _normalized_words(text, self.normalizer, self.character_map)
+        return [*chain.from_iterable(map(self._memory.__getitem__, words))]
 
     def _word_ids(self, word):
         pieces = segment_wordpiece(
             word, self.vocab, unk_token=None, mark=self.mark,
             max_length=self.max_word_length)
-        return [self._unk_id if piece is None else self.vocab[piece]
+        return [self.unk_id if piece is None else self.vocab[piece]
                 for piece in pieces]
 
     def _plain_to_numpy(self, text):
@@ -401,8 +407,8 @@ class WordPiece(Tokenizer):
             return self._encoder.encode_to_numpy(text)
         return super()._plain_to_numpy(text)
 
-    def _decode_plain(self, ids, errors):
-        text = " ".join([self._by_id.get(i, self.unk_token) for i in ids])
+    def decode_plain(self, ids, errors):
+        text = " ".join([self.by_id.get(i, self.unk_token) for i in ids])
         return text.replace(f" {self.mark}", "")
 
     def _join(self, parts):
@@ -410,24 +416,25 @@ class WordPiece(Tokenizer):
         return regex.sub(" ([.,?!])", r"\1", text) if self.cleanup else text
 
 # %% ../../nbs/12_wordpiece.ipynb #85719013
-def _by_character(normalizer):
+def works_by_character(normalizer):
+    """Whether a normalizer can be written as a `CharacterMap`."""
     return normalizer is None or isinstance(normalizer, BertNormalizer)
 
 
 def _normalized_words(text, normalizer, table):
     """The words of a text, by the table of characters where it can do."""
-    if _by_character(normalizer):
+    if works_by_character(normalizer):
         try:
             return text.translate(table).split(" ")
-        except _NeedsContext:
+        except NeedsContext:
             pass
     return split_words(normalizer(text) if normalizer else text)
 
 
 def _count_words(texts, normalizer):
     """How often each word occurs in the texts, in order of appearance."""
-    table, counts = _CharacterMap(normalizer), Counter()
-    fast = _compiled_pieces()
+    table, counts = CharacterMap(normalizer), Counter()
+    fast = find_engine("pieces")
     if fast:
         return fast.count_words(texts, normalizer, table)
     for text in texts:
@@ -437,7 +444,7 @@ def _count_words(texts, normalizer):
 
 
 def _learner(score):
-    fast = _compiled_pieces()
+    fast = find_engine("pieces")
     if fast and score in fast.SCORES:
         return fast.learn_wordpiece
     return learn_wordpiece_loop

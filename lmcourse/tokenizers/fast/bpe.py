@@ -11,13 +11,14 @@ import struct
 import sys
 import time
 from functools import lru_cache
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import regex
 
-from ..base import _compiled, _read
-from ..bpe import GPT2_PATTERN, GPT4_PATTERN, _words
+from ..base import compile_pattern, read_texts
+from ..bpe import GPT2_PATTERN, GPT4_PATTERN, cut_words
 
 if sys.byteorder != "little":
     raise ImportError("fast_bpe reads words as little-endian integers")
@@ -213,9 +214,9 @@ def split_ends(texts, pattern=GPT2_PATTERN):
         the places where they end. No word reaches from text to text.
     """
     if pattern not in _RULES:
-        compiled = _compiled(pattern)
+        compiled = compile_pattern(pattern)
         words = [word.encode() for text in texts
-                 for word in _words(compiled, text)]
+                 for word in cut_words(compiled, text)]
         ends = np.cumsum([*map(len, words)], dtype=np.int64)
         return b"".join(words), ends
     text = texts[0] if len(texts) == 1 else "".join(texts)
@@ -511,8 +512,8 @@ def learn_bytes(texts, size, pattern, alphabet):
     Raises:
         ValueError: no text.
     """
-    _compiled(pattern)  # says what is wrong with it before reading
-    counted = _count_words(_read(texts, "counting words"), pattern)
+    compile_pattern(pattern)  # says what is wrong with it before reading
+    counted = _count_words(read_texts(texts, "counting words"), pattern)
     letters, ends, counts = counted.words()
     if not len(ends):
         raise ValueError("texts: must hold at least one character")
@@ -687,6 +688,27 @@ def _encode(windows, ends, byte_ids, pairs, rows, kept, store, used,
         start = ends[w]
     return n
 
+# %% ../../../nbs/81_compiled_bpe.ipynb #63e6f7ec
+@_fast
+def _recover_pairs(letters, starts, lengths, ids, byte_ids, pairs):
+    """Fill the table of pairs from tokens that are sorted by length."""
+    ranks = np.empty(_FEW, np.uint64)
+    for t in range(len(ids)):
+        if lengths[t] < 2:
+            continue
+        word = np.empty(lengths[t], np.int32)
+        for i in range(lengths[t]):
+            word[i] = byte_ids[letters[starts[t] + i]]
+        if lengths[t] <= _FEW:
+            count = _merge_few(word, ranks, pairs)
+        else:
+            count = _merge_many(word, pairs)
+        if count == 2:
+            key = _U(word[0]) << _U(32) | _U(word[1])
+            row = _pair_row(pairs, key)
+            pairs[row, 0] = key
+            pairs[row, 1] = _U(ids[t] + 1) << _U(32) | _U(ids[t])
+
 # %% ../../../nbs/81_compiled_bpe.ipynb #d84bd091
 @_fast
 def _know(windows, ends, ids, rows, kept, used):
@@ -697,7 +719,7 @@ def _know(windows, ends, ids, rows, kept, used):
         key0, key1 = _key(windows, start, length)
         row = _find(rows, key0, key1, windows, start, length, kept)
         _insert(rows, row, key0, key1, windows, start, length, kept, used)
-        rows[row, 2] = _U(1) << _U(32) | ids[w]
+        rows[row, 2] = _U(1) << _U(32) | _U(ids[w])
         start = ends[w]
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #ca744eef
@@ -713,6 +735,35 @@ class _Memory:
                        self.store.copy(), self.used.copy())
 
 
+class _Tokens(NamedTuple):
+    """A vocabulary as arrays: all bytes, and lengths and ids (V,)."""
+
+    raw: bytes
+    lengths: np.ndarray
+    ids: np.ndarray
+
+
+def _lengths(tokens):
+    return np.fromiter(map(len, tokens), np.int64, len(tokens))
+
+
+def _pairs_of_merges(vocab, merges):
+    triples = [(vocab[a], vocab[b], vocab[a + b]) for a, b in merges]
+    triples = np.array(triples, np.int64).reshape(-1, 3)
+    pairs = np.zeros((4 << len(triples).bit_length(), 2), np.uint64)
+    _fill_pairs(triples, pairs)
+    return pairs
+
+
+def _pairs_of_ranks(known, byte_ids):
+    pairs = np.zeros((4 << len(known.ids).bit_length(), 2), np.uint64)
+    starts = np.cumsum(known.lengths) - known.lengths
+    order = np.argsort(known.lengths, kind="stable")
+    _recover_pairs(np.frombuffer(known.raw, np.uint8), starts[order],
+                   known.lengths[order], known.ids[order], byte_ids, pairs)
+    return pairs
+
+
 class FastEncoder:
     """Ids of plain text, compiled; the encoder of chapter 11 otherwise.
 
@@ -720,7 +771,8 @@ class FastEncoder:
 
     Args:
         vocab: tokens, as `bytes`, and their ids, all 256 bytes among them.
-        merges: pairs of tokens, in the order in which they are merged.
+        merges: pairs of tokens, in the order in which they are merged, or
+            None: any two that make a third, the smallest id first.
         pattern: the regular expression that finds the words.
         ignore_merges: whether a word that is a token needs no merges.
         rows: how many rows the memory for words has at least, a power
@@ -732,29 +784,26 @@ class FastEncoder:
         self.pattern = pattern
         self.byte_ids = np.array([vocab[bytes([b])] for b in range(256)],
                                  np.int32)
-        triples = [(vocab[a], vocab[b], vocab[a + b]) for a, b in merges]
-        triples = np.array(triples, np.int64).reshape(-1, 3)
-        self.pairs = np.zeros((4 << len(triples).bit_length(), 2), np.uint64)
-        _fill_pairs(triples, self.pairs)
-        self.numbers = np.arange(max(vocab.values()) + 1).astype(object)
-        self.fresh = self._remember(vocab, ignore_merges, rows)
+        ids = np.fromiter(vocab.values(), np.int64, len(vocab))
+        known = _Tokens(b"".join(vocab), _lengths(vocab), ids)
+        self.pairs = (_pairs_of_ranks(known, self.byte_ids) if merges is None
+                      else _pairs_of_merges(vocab, merges))
+        self.numbers = np.arange(ids.max() + 1).astype(object)
+        self.fresh = self._remember(known, ignore_merges, rows)
         self.idle = []
 
-    def _remember(self, vocab, whole, rows):
+    def _remember(self, known, whole, rows):
         """The memory to begin with: it knows the vocabulary."""
-        words = [token for token in vocab
-                 if 0 < len(token) and (whole or len(token) <= _KEPT)]
-        raw, n = b"".join(words), len(words)
-        rows = max(rows, 4 << n.bit_length())
+        rows = max(rows, 4 << len(known.ids).bit_length())
+        raw = known.raw
         fresh = _Memory(np.zeros((rows, 4), np.uint64),
                         np.zeros(len(raw) + (1 << 20), np.uint8),
                         np.zeros(len(raw) + (1 << 20), np.int32),
                         np.zeros(6, np.int64))
-        ends = np.cumsum([*map(len, words)], dtype=np.int64)
+        windows, ends = _windows(raw + _PAD), np.cumsum(known.lengths)
         if whole:
-            ids = np.array([vocab[token] for token in words], np.uint64)
-            _know(_windows(raw + _PAD), ends, ids, fresh.rows,
-                  fresh.windows, fresh.used)
+            _know(windows, ends, known.ids, fresh.rows, fresh.windows,
+                  fresh.used)
         else:
             self._run(fresh, fresh.rows, raw, ends)
         fresh.used[3:] = fresh.used[:3]

@@ -36,22 +36,22 @@ from lmcourse.tokenizers.fast.bpe import (
 from lmcourse.tokenizers.unigram import (
     SPACE,
     UNKNOWN_PENALTY,
-    _check_learning,
-    _chunks,
-    _finish,
-    _prepared,
+    check_unigram_learning,
+    chunk_words,
     digamma,
+    likeliest_pieces,
+    prepare_pieces,
 )
 from lmcourse.tokenizers.wordpiece import (
     MARK,
-    _alphabet,
-    _by_character,
-    _CharacterMap,
-    _NeedsContext,
+    CharacterMap,
+    NeedsContext,
     association_score,
     frequency_score,
+    letter_pieces,
     likelihood_score,
     split_words,
+    works_by_character,
 )
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #80d81e70
@@ -340,17 +340,17 @@ class UnigramEncoder(_PieceEncoder):
         by_id = np.full(tokenizer.vocab_size + 1, -np.inf)
         by_id[[vocab[piece] for piece in scores]] = [*scores.values()]
         byte_ids = np.full(256, -1, np.int32)
-        byte_ids[[*tokenizer._byte_of.values()]] = [*tokenizer._byte_of]
-        unk = -1 if tokenizer._unk_id is None else tokenizer._unk_id
+        byte_ids[[*tokenizer.byte_of.values()]] = [*tokenizer.byte_of]
+        unk = -1 if tokenizer.unk_id is None else tokenizer.unk_id
         unknown = min(scores.values()) - UNKNOWN_PENALTY
         super().__init__(
             tokenizer.vocab_size, most=1 if SPACE in scores else 3,
             model=(links, owner, by_id[owner], byte_ids, unknown, unk, 0))
         self.rest = tokenizer.normalizer, tokenizer.prefix_space
-        self.whole = tokenizer._inner_spaces
+        self.whole = tokenizer.has_inner_spaces
 
     def _words(self, text):
-        raw, ends = _marked_words([_prepared(text, *self.rest)])
+        raw, ends = _marked_words([prepare_pieces(text, *self.rest)])
         return raw, ends[-1:] if self.whole else ends
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #1957c722
@@ -368,7 +368,7 @@ def _word_ends(kinds, ends):
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #32b25563
 # 0: part of a word, 1: one of ASCII's marks, 2: a blank
-_KINDS = bytes([(len(_CharacterMap(None)[code]) > 1) + 2 * (code == 32)
+_KINDS = bytes([(len(CharacterMap(None)[code]) > 1) + 2 * (code == 32)
                 for code in range(128)]).ljust(256, b"\0")
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #c6eefca1
@@ -390,7 +390,7 @@ class _BertWords:
         self.starts = np.zeros(0x110000, np.int64)
         self.lengths = np.full(0x110000, -1, np.int64)
         self.spelled, self.lock = b"", threading.Lock()
-        if _by_character(normalizer):
+        if works_by_character(normalizer):
             new = [table[code] for code in range(128)]
             self.deleted = bytes(c for c in range(128) if not new[c])
             self.ascii = bytes(ord((n or " ")[len(n) // 2])
@@ -405,13 +405,13 @@ class _BertWords:
 
     def _normalized(self, texts):
         text = texts[0] if len(texts) == 1 else " ".join(texts)
-        if not _by_character(self.normalizer):
+        if not works_by_character(self.normalizer):
             return _joined(texts, self.normalizer)
         if text.isascii():
             return text.encode().translate(self.ascii, self.deleted)
         try:
             return self._decoded(text)
-        except _NeedsContext:
+        except NeedsContext:
             return _joined(texts, self.normalizer)
 
     def _decoded(self, text):
@@ -459,8 +459,8 @@ class WordPieceEncoder(_PieceEncoder):
         links, owner = _trie(ids)
         super().__init__(tokenizer.vocab_size, (
             links, owner, np.empty(0), np.empty(0, np.int32), 0.0,
-            tokenizer._unk_id, tokenizer.max_word_length))
-        self.words = _BertWords(tokenizer.normalizer, tokenizer._map)
+            tokenizer.unk_id, tokenizer.max_word_length))
+        self.words = _BertWords(tokenizer.normalizer, tokenizer.character_map)
 
     def _words(self, text):
         return self.words([text])
@@ -737,7 +737,7 @@ def learn_wordpiece(corpus, vocab_size, *, score=likelihood_score):
     if score not in SCORES:
         names = ", ".join(known.__name__ for known in SCORES)
         raise ValueError(f"score={score!r}: must be one of {names}")
-    pieces = _alphabet(corpus, vocab_size)
+    pieces = letter_pieces(corpus, vocab_size)
     symbols, weights = _laid_out(corpus, len(pieces) // 2)
     places, pairs = _first_pairs(symbols, weights, len(pieces))
     counts = np.zeros((vocab_size, 3), np.int64)
@@ -1005,8 +1005,8 @@ def learn_unigram(corpus, vocab_size, *, seed_size=1_000_000, max_length=16,
 
     The arguments, the result and the errors are those of the loop.
     """
-    corpus = _chunks(corpus)
-    _check_learning(corpus, vocab_size, shrink=shrink, rounds=rounds)
+    corpus = chunk_words(corpus)
+    check_unigram_learning(corpus, vocab_size, shrink=shrink, rounds=rounds)
     counts = np.array(list(corpus.values()), np.int64)
     sizes = np.array([*map(len, corpus)])
     text = "".join(corpus)
@@ -1038,5 +1038,5 @@ def learn_unigram(corpus, vocab_size, *, seed_size=1_000_000, max_length=16,
         keep(kept)
     pieces = [text[a:a + n] for a, n in zip(places.tolist(),
                                             home[:, 2].tolist(), strict=True)]
-    return _finish(dict(zip(pieces, score.tolist(), strict=True)),
+    return likeliest_pieces(dict(zip(pieces, score.tolist(), strict=True)),
                    vocab_size)

@@ -1,0 +1,104 @@
+"""A plugin of pytest: which public names of the package does no test call?
+
+    python -m pytest -p tools.called tests
+
+A function is given other code, which at the first call notes the name, puts
+the function's own code back, and calls it; so it costs nothing after that. A
+class counts as called when the first of it is made. At the end the names that
+were not called are listed, and if all tests passed the session fails on them.
+"""
+
+import functools
+import importlib
+import inspect
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import chapters  # noqa: E402
+
+called = set()
+compiled = {}  # what numba has compiled: it keeps count itself
+
+
+def watch_function(name, function):
+    own = function.__code__
+
+    def back():
+        called.add(name)
+        function.__code__ = own
+        vars(function).pop("__signature__", None)
+        return function
+
+    hook = f"__first_call_of_{function.__name__}__"
+    function.__globals__[hook] = back
+    function.__signature__ = inspect.signature(function)
+    scope = {}
+    exec(f"def first(*args, **kwargs):\n"
+         f"    return {hook}()(*args, **kwargs)", scope)
+    function.__code__ = scope["first"].__code__
+
+
+def watch_class(name, cls):
+    """Watch `__init__`, or `__new__` where that makes the objects."""
+    which = "__new__" if issubclass(cls, tuple) else "__init__"
+    own = getattr(cls, which)
+    inherited = which not in vars(cls)
+
+    @functools.wraps(own)
+    def first(*args, **kwargs):
+        called.add(name)
+        if inherited:
+            delattr(cls, which)
+        else:
+            setattr(cls, which, own)
+        return own(*args, **kwargs)
+
+    setattr(cls, which, first)
+
+
+def watch(name, value):
+    function = getattr(value, "__wrapped__", value)  # inside of a cache
+    if isinstance(value, type):
+        watch_class(name, value)
+    elif hasattr(value, "signatures"):
+        compiled[name] = value
+    elif isinstance(function, types.FunctionType) \
+            and not function.__code__.co_freevars:
+        watch_function(name, function)
+
+
+def public():
+    """Full names of the functions and classes that the modules export."""
+    return {f"{module}.{name}" for module, path in chapters.modules().items()
+            for name in chapters.exported(path)}
+
+
+def pytest_configure(config):
+    if not getattr(config.option, "numprocesses", None):  # no controller
+        for full in sorted(public()):
+            module, _, name = full.rpartition(".")
+            watch(full, getattr(importlib.import_module(module), name))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session, exitstatus):
+    called.update(n for n, value in compiled.items() if value.signatures)
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["called"] = sorted(called)
+    elif exitstatus == 0 and public() - called:
+        session.exitstatus = 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    called.update(getattr(node, "workeroutput", {}).get("called", ()))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if left := sorted(public() - called):
+        terminalreporter.section("public names that no test calls")
+        terminalreporter.write_line("\n".join(left))
