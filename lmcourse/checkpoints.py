@@ -156,8 +156,9 @@ def _refuse_pickles(folder):
 class _Files:
     """What a checkpoint holds, found by the names that its family uses."""
 
-    def __init__(self, folder, family):
+    def __init__(self, folder, family, config):
         self.folder, self.family = folder, family
+        self.places = family.names(config)  # by our names
         self.stored = _stored_tensors(folder)
         self.bare = not any(name.startswith(family.prefix)
                             for name in self.stored)
@@ -204,11 +205,11 @@ def _sources(source, n_rows):
 
 def _plan(model, files, *, fresh=()):
     """The pieces of which a model is filled, names and shapes compared."""
-    names, plan = files.family.names(model.config), []
+    plan = []
     for ours, parameter in model.named_parameters():
         if ours in fresh:
             continue
-        for place, rows in _sources(names[ours], len(parameter)):
+        for place, rows in _sources(files.places[ours], len(parameter)):
             shape = place.stored_shape(tuple(parameter[rows].shape))
             plan.append(_Piece(files.demand(place.name, shape), place, ours,
                                rows))
@@ -218,9 +219,9 @@ def _plan(model, files, *, fresh=()):
 def _without_place(files, plan):
     """The stored tensors that nothing is made of."""
     used, left = {piece.stored for piece in plan}, []
-    copies = dict(files.family.copies)
+    copies = {} if "head.weight" in files.places else files.family.copies
     for name, stored in sorted(files.stored.items()):
-        original = files.find(copies.get(name, ""))
+        original = files.find(dict(copies).get(name, ""))
         if stored in used or re.search(files.family.skipped, name):
             continue
         if original not in used:
@@ -370,7 +371,7 @@ def load_model(folder_or_hub_id, *, into=None, device=None, dtype=None,
         raise ValueError(f"{path}: {error}") from None
     if into is not None:
         _check_into(into, config, path, device=device, dtype=dtype)
-    files = _Files(folder, family)
+    files = _Files(folder, family, config)
     if into is not None:
         model = into
         _load_into(model, files)
@@ -415,28 +416,19 @@ def _check_into(model, config, path, *, device, dtype):
 
 
 def _fresh(model, files):
-    """The parameters that keep their values: what is not there, and heads
-    of which not all is there."""
-    names = files.family.names(model.config)
-
-    def shapes(ours, parameter):
-        for place, rows in _sources(names[ours], len(parameter)):
-            found = files.find(place.name)
-            shape = place.stored_shape(tuple(parameter[rows].shape))
-            yield found and found.shape, shape
-
-    fresh, head, whole = [], [], True
-    for ours, parameter in model.named_parameters():
-        found = [] if ours not in names else list(shapes(ours, parameter))
-        if not all(shape for shape, _ in found) or not found:
-            fresh.append(ours)
-        if ours.startswith("head."):
-            head.append(ours)
-            whole = whole and ours not in fresh and all(
-                a == b for a, b in found)
-    return fresh if whole else [
-        name for name, _ in model.named_parameters()
-        if name in fresh + head]
+    """The parameters that keep their values."""
+    parameters = dict(model.named_parameters())
+    found = {ours: [] if ours not in files.places else [
+        (files.find(place.name), place.stored_shape(parameter[rows].shape))
+        for place, rows in _sources(files.places[ours], len(parameter))]
+        for ours, parameter in parameters.items()}
+    fresh = {ours for ours, places in found.items()
+             if not places or any(stored is None for stored, _ in places)}
+    head = {ours for ours in parameters if ours.startswith("head.")}
+    if head & fresh or any(stored.shape != shape for ours in head
+                           for stored, shape in found[ours]):
+        fresh |= head  # a whole head, or none of it
+    return [ours for ours in parameters if ours in fresh]
 
 
 def _load_into(model, files):
