@@ -10,12 +10,12 @@ READY := .venv/.ready
 OTHER := .venv/.other
 SITE := _site
 export TQDM_DISABLE ?=
-# two chapters side by side with a thread each: models as small as these gain
+# two files side by side with a thread each: models as small as these gain
 # little from a second thread, and lose much where the machine is busy
-NBVAL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider \
-	-n $(JOBS) --dist loadfile --nbval \
-	--nbval-current-env --nbval-sanitize-with nbs/nbval_sanitize.cfg \
-	--nbval-cell-timeout 900
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider
+SIDE_BY_SIDE := -n $(JOBS) --dist loadfile
+NBVAL := $(PYTEST) $(SIDE_BY_SIDE) --nbval --nbval-current-env \
+	--nbval-sanitize-with nbs/nbval_sanitize.cfg --nbval-cell-timeout 900
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -41,18 +41,19 @@ book: html  ## build the book and serve it on 127.0.0.1:$(PORT)
 
 # without plugins and torch, which take longer to load than all this takes
 check: $(READY)  ## the quick gates: before each commit
-	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -q \
-		-p no:cacheprovider --noconftest tests/test_sources.py
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PYTEST) --noconftest \
+		tests/test_sources.py
 
 test: $(READY) $(OTHER)  ## everything that CI runs
 	PYTHON=$(BIN)/python sh tools/browser.sh
-	$(BIN)/python -m pytest -q tests --ignore tests/test_pages.py
+	$(PYTEST) $(SIDE_BY_SIDE) -p tools.called tests \
+		--ignore tests/test_pages.py
 	$(NBVAL) nbs
 	$(MAKE) html
-	$(BIN)/python -m pytest -q tests/test_pages.py
+	$(PYTEST) tests/test_pages.py
 
 nightly: $(READY)  ## the thorough tests that `make test` leaves out
-	$(BIN)/python -m pytest -q tests -m nightly
+	$(PYTEST) $(SIDE_BY_SIDE) tests -m nightly
 
 run: $(READY)  ## re-execute chapters (all, or CH=11), clean, export, sync
 	$(BIN)/python tools/chapters.py run $(CH)

@@ -47,7 +47,7 @@ import transformers  # noqa: E402
 from torch import nn  # noqa: E402
 
 from lmcourse.layers.transformer import (  # noqa: E402
-    Transformer,
+    build_transformer,
     TransformerConfig,
 )
 from lmcourse.training import TrainingConfig, _Trainer  # noqa: E402
@@ -148,7 +148,7 @@ def usual_step(model, optimizer, loss_of):
 
 def our_step(size, activation="gelu_tanh"):
     """A step of `lmcourse.training.fit`, by its own pieces."""
-    model = Transformer(TransformerConfig(
+    model = build_transformer(TransformerConfig(
         size["V"], size["T"], size["D"], size["L"], size["H"], 4 * size["D"],
         feed_forward=activation))
     trainer = _Trainer(model, TrainingConfig(steps=1000))

@@ -22,6 +22,7 @@ from .files import read_json, write_atomically, write_json
 from lmcourse.models.family import (
     Stored,
     essential_fields,
+    find_place,
     read_config,
     write_config,
 )
@@ -156,9 +157,8 @@ def _refuse_pickles(folder):
 class _Files:
     """What a checkpoint holds, found by the names that its family uses."""
 
-    def __init__(self, folder, family, config):
+    def __init__(self, folder, family):
         self.folder, self.family = folder, family
-        self.places = family.names(config)  # by our names
         self.stored = _stored_tensors(folder)
         self.bare = not any(name.startswith(family.prefix)
                             for name in self.stored)
@@ -183,24 +183,11 @@ class _Files:
 
 # %% ../nbs/70_checkpoints.ipynb #8bde42f4
 class _Piece(NamedTuple):
-    """A stored tensor and the rows of a parameter that it fills."""
+    """A stored tensor and the parameter that it, or a part of it, fills."""
 
     stored: StoredTensor
     place: Stored
     parameter: str
-    rows: slice
-
-
-def _sources(source, n_rows):
-    """The places that fill a parameter, each with the rows that it fills."""
-    if not isinstance(source, dict):
-        place = source if isinstance(source, Stored) else Stored(source)
-        return [(place, slice(0, n_rows))]
-    found, start = [], 0
-    for name, rows in source.items():
-        found.append((Stored(name), slice(start, start + rows)))
-        start += rows
-    return found
 
 
 def _plan(model, files, *, fresh=()):
@@ -209,19 +196,21 @@ def _plan(model, files, *, fresh=()):
     for ours, parameter in model.named_parameters():
         if ours in fresh:
             continue
-        for place, rows in _sources(files.places[ours], len(parameter)):
-            shape = place.stored_shape(tuple(parameter[rows].shape))
-            plan.append(_Piece(files.demand(place.name, shape), place, ours,
-                               rows))
+        place = find_place(files.family.names, ours)
+        if place is None:
+            raise ValueError(f"model_type={files.family.model_type!r}: has "
+                             f"no name for {ours}")
+        shape = place.stored_shape(parameter.shape)
+        plan.append(_Piece(files.demand(place.name, shape), place, ours))
     return plan
 
 # %% ../nbs/70_checkpoints.ipynb #6090fe1c
-def _without_place(files, plan):
+def _without_place(files, plan, *, tied=True):
     """The stored tensors that nothing is made of."""
     used, left = {piece.stored for piece in plan}, []
-    copies = {} if "head.weight" in files.places else files.family.copies
+    copies = dict(files.family.copies) if tied else {}
     for name, stored in sorted(files.stored.items()):
-        original = files.find(dict(copies).get(name, ""))
+        original = files.find(copies.get(name, ""))
         if stored in used or re.search(files.family.skipped, name):
             continue
         if original not in used:
@@ -299,14 +288,13 @@ def _make_real(model, *, device, dtype):
 def _fill(model, plan, *, title):
     """Copy the stored numbers into the parameters."""
     parameters = dict(model.named_parameters())
-    total = sum(parameters[piece.parameter][piece.rows].nbytes
-                for piece in plan)
+    total = sum(parameters[piece.parameter].nbytes for piece in plan)
     read = _Reader()
     with torch.no_grad(), tqdm(
             total=total, unit="B", unit_scale=True, desc=title,
             disable=total < 16 * _BLOCK) as bar:
-        for stored, place, name, rows in plan:
-            target = parameters[name][rows]
+        for stored, place, name in plan:
+            target = parameters[name]
             for index, block in _blocks(stored, place, read):
                 target[index].copy_(block)
                 bar.update(target[index].nbytes)
@@ -371,12 +359,13 @@ def load_model(folder_or_hub_id, *, into=None, device=None, dtype=None,
         raise ValueError(f"{path}: {error}") from None
     if into is not None:
         _check_into(into, config, path, device=device, dtype=dtype)
-    files = _Files(folder, family, config)
-    if into is not None:
-        model = into
-        _load_into(model, files)
-    else:
+    files = _Files(folder, family)
+    if into is None:
         _load_new(model, files, dtype=dtype, device=device)
+    else:
+        tied = "head.weight" not in dict(model.named_parameters())
+        model = into
+        _load_into(model, files, tied=tied)
     model.settings = settings
     return model.eval()
 
@@ -417,28 +406,30 @@ def _check_into(model, config, path, *, device, dtype):
 
 def _fresh(model, files):
     """The parameters that keep their values."""
-    parameters = dict(model.named_parameters())
-    found = {ours: [] if ours not in files.places else [
-        (files.find(place.name), place.stored_shape(parameter[rows].shape))
-        for place, rows in _sources(files.places[ours], len(parameter))]
-        for ours, parameter in parameters.items()}
-    fresh = {ours for ours, places in found.items()
-             if not places or any(stored is None for stored, _ in places)}
-    head = {ours for ours in parameters if ours.startswith("head.")}
-    if head & fresh or any(stored.shape != shape for ours in head
-                           for stored, shape in found[ours]):
+    found, fresh, head = {}, set(), set()
+    for ours, parameter in model.named_parameters():
+        place = find_place(files.family.names, ours)
+        stored = place and files.find(place.name)
+        fits = stored and stored.shape == place.stored_shape(parameter.shape)
+        found[ours] = fits
+        if stored is None:
+            fresh.add(ours)
+        if ours.startswith("head."):
+            head.add(ours)
+    if not all(found[ours] for ours in head):
         fresh |= head  # a whole head, or none of it
-    return [ours for ours in parameters if ours in fresh]
+    return [ours for ours in found if ours in fresh]
 
 
-def _load_into(model, files):
+def _load_into(model, files, *, tied):
     fresh = _fresh(model, files)
     plan = _plan(model, files, fresh=fresh)
     if not plan:
         raise ValueError(f"{files.folder}: has no parameter of the model "
                          "given as into")
     _number_format(plan, torch.float32)  # can all be read?
-    unused = [stored.name for stored in _without_place(files, plan)]
+    unused = [stored.name
+              for stored in _without_place(files, plan, tied=tied)]
     _fill(model, plan, title=files.folder.name)
     model.fresh, model.unused = tuple(fresh), tuple(unused)
     told = [f"{what} {', '.join(names[:4])}"
@@ -564,16 +555,21 @@ class _Joined:
 
 def _their_tensors(model, family):
     """The stored names and what goes under them."""
-    names, places = family.names(model.config), {}
-    for ours, parameter in model.named_parameters():
-        if ours not in names:
-            raise ValueError(f"model_type={family.model_type!r}: has no "
-                             f"place for {ours}")
-        for place, rows in _sources(names[ours], len(parameter)):
-            view = parameter.detach()[rows]
-            turned = place.transposed and view.dim() == 2
-            places.setdefault((place.name, turned), {})[
-                place.part[0]] = view.T if turned else view
+    with torch.device("meta"):
+        usual = dict(family.build(model.config).named_parameters())
+    parameters = dict(model.named_parameters())
+    for ours in [*parameters, *usual]:
+        has, wanted = (tuple(named[ours].shape) if ours in named else None
+                       for named in (parameters, usual))
+        if has != wanted:
+            raise ValueError(f"model: {ours} has shape {has}, a model of "
+                             f"type {family.model_type!r} has {wanted}")
+    places = {}
+    for ours, parameter in parameters.items():
+        place, view = find_place(family.names, ours), parameter.detach()
+        turned = place.transposed and view.dim() == 2
+        places.setdefault((place.name, turned), {})[
+            place.part[0]] = view.T if turned else view
     return {name: _Joined([parts[i] for i in sorted(parts)], dim=int(turned))
             for (name, turned), parts in places.items()}
 

@@ -11,6 +11,7 @@ __all__ = ['PRECISIONS', 'parameter_groups', 'TrainingConfig', 'learning_rate_at
 import contextlib
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import shutil
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from .files import read_json, write_folder, write_json
-from .losses import chunked_cross_entropy, cross_entropy
+from .losses import cross_entropy
 
 # %% ../nbs/30_training.ipynb #c8834ccc
 def parameter_groups(model, weight_decay):
@@ -164,7 +165,7 @@ def causal_loss(model, batch, *, balance_weight=0.01):
 
     Args:
         model: gives logits `(B, T, V)` for `input_ids` `(B, T)`. One that
-            shows its `hidden_states` and `head_parameters` is spared them.
+            has `hidden_states` and a `head` with a `loss` is spared them.
         batch: `input_ids` `(B, T + 1)`.
         balance_weight: of the load-balancing losses of expert layers, which
             count in training only.
@@ -176,13 +177,18 @@ def causal_loss(model, batch, *, balance_weight=0.01):
     section 2.2, for the balance.
     """
     inputs, labels = batch[:, :-1], batch[:, 1:]
-    if hasattr(model, "head_parameters"):
-        loss = chunked_cross_entropy(model.hidden_states(inputs),
-                                     labels=labels, **model.head_parameters())
+    balance, count = [], labels.numel()
+    if hasattr(getattr(model, "head", None), "loss"):
+        takes = inspect.signature(model.hidden_states).parameters
+        more = {"balance": balance} if "balance" in takes else {}
+        loss = model.head.loss(model.hidden_states(inputs, **more),
+                               labels=labels)
     else:
         loss = cross_entropy(model(inputs), labels=labels)
-    count = labels.numel()
-    return {"next token": Term(loss * count, count)}
+    terms = {"next token": Term(loss * count, count)}
+    if balance and model.training:
+        terms["balance"] = Term(sum(balance), 1, balance_weight)
+    return terms
 
 # %% ../nbs/30_training.ipynb #2c5c1510
 class TokenBatches:

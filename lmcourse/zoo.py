@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .files import read_json, write_folder, write_json
-from .layers.transformer import Transformer, TransformerConfig
+from .layers.transformer import TransformerConfig, build_transformer
 from .tokenizers import load_tokenizer, save_tokenizer
 from .tokenizers.base import END_OF_TEXT, Words
 from lmcourse.training import (
@@ -167,7 +167,7 @@ def _recipe(preset):
         d_model=preset.d_model, n_layers=preset.n_layers,
         n_heads=preset.n_heads, d_ff=4 * preset.d_model,
         feed_forward="gelu", positions="rotary")
-    model = Transformer(
+    model = build_transformer(
         config, generator=torch.Generator().manual_seed(preset.seed))
     training = TrainingConfig(
         steps=preset.steps, learning_rate=preset.learning_rate,
@@ -236,7 +236,7 @@ def load_world_model(folder):
         weights = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-    model = Transformer(TransformerConfig(**config))
+    model = build_transformer(TransformerConfig(**config))
     expected = model.state_dict()
     if weights.keys() != expected.keys():
         names = sorted(weights.keys() ^ expected.keys())

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 import transformers
 
 from lmcourse.checkpoints import load_model, save_model
-from lmcourse.layers.attention import KVCache
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -97,7 +96,7 @@ def check_files(theirs, ours, folder, input_ids):
 @torch.no_grad()
 def check_cache(model, input_ids, mask):
     """Five tokens at a time give what all at once give."""
-    cache, parts = KVCache(model.config.n_layers), []
+    cache, parts = model.new_cache(), []
     for ids, part in zip(input_ids.split(5, 1), mask.split(5, 1),
                          strict=True):
         parts.append(model(ids, attention_mask=part, cache=cache))

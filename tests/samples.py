@@ -3,13 +3,33 @@
 import pickle
 import random
 import re
+import time
 from pathlib import Path
+
+import pytest
 
 from lmcourse.tokenizers.base import manual
 from lmcourse.tokenizers.unigram import BYTES, SPACE
 
 CHARACTERS = [chr(c) for c in range(1, 0x110000)
               if not 0xD800 <= c < 0xE000 and chr(c) != SPACE]
+
+
+def few_or_many(few, many):
+    """Run a test with n = `few`, and at night with n = `many`."""
+    return pytest.mark.parametrize(
+        "n", [few, pytest.param(many, marks=pytest.mark.nightly)])
+
+
+def assert_linear(work, n, times=3):
+    """Ten times the size costs less than 40 times the CPU; n^2 costs 100."""
+    def seconds(n):
+        start = time.process_time()
+        work(n)
+        return time.process_time() - start
+
+    small = min(seconds(n) for _ in range(times))
+    assert min(seconds(10 * n) for _ in range(times)) < 40 * small
 
 
 def lines():

@@ -91,6 +91,18 @@ def test_scale_and_softcap_change_the_scores_as_defined():
     assert torch.equal(causal, masked)
 
 
+def copied(theirs):
+    """The state of our layer, from one of torch's."""
+    state = {f"o_proj.{kind}": p
+             for kind, p in theirs.out_proj.named_parameters()}
+    kinds = {"weight": theirs.in_proj_weight, "bias": theirs.in_proj_bias}
+    for kind, stacked in kinds.items():
+        if stacked is not None:
+            state |= {f"{name}_proj.{kind}": part for name, part in
+                      zip("qkv", stacked.chunk(3), strict=True)}
+    return state
+
+
 @pytest.mark.parametrize("batch_first_bias", [True, False])
 def test_layer_equals_torchs_with_copied_weights(batch_first_bias):
     theirs = nn.MultiheadAttention(24, 4, bias=batch_first_bias,
@@ -98,14 +110,10 @@ def test_layer_equals_torchs_with_copied_weights(batch_first_bias):
     biases = ("qkv", "out") if batch_first_bias else ()
     ours = MultiHeadAttention(24, 4, biases=biases,
                               generator=draws()).double()
-    weights = {"qkv.weight": theirs.in_proj_weight,
-               "out.weight": theirs.out_proj.weight}
     if batch_first_bias:
-        weights |= {"qkv.bias": theirs.in_proj_bias + 0.1,
-                    "out.bias": theirs.out_proj.bias + 0.1}
         theirs.in_proj_bias.data += 0.1
         theirs.out_proj.bias.data += 0.1
-    ours.load_state_dict(weights)
+    ours.load_state_dict(copied(theirs))
     x = normal(2, 6, 24)
     for mask in (causal_mask(6), None):
         forbidden = None if mask is None else ~mask
@@ -132,7 +140,86 @@ def test_every_option_of_the_layer_changes_something():
                     {"out_std": 0.1}):
         assert not torch.allclose(layer(**options), plain), options
     made = MultiHeadAttention(16, 4, biases=("out",), generator=draws())
-    assert made.qkv.bias is None and made.out.bias is not None
+    assert made.q_proj.bias is None and made.o_proj.bias is not None
+
+
+def test_a_source_gives_keys_and_values():
+    theirs = nn.MultiheadAttention(24, 4, batch_first=True).double()
+    ours = MultiHeadAttention(24, 4, generator=draws()).double()
+    ours.load_state_dict(copied(theirs))
+    x, source, maps = normal(2, 5, 24), normal(2, 8, 24, seed=1), []
+    real = torch.ones(2, 8, dtype=torch.bool)
+    real[1, 5:] = False
+    expected, _ = theirs(x, source, source, key_padding_mask=~real)
+    found = ours(x, source=source, mask=real[:, None, None], maps=maps)
+    assert (found - expected).abs().max() < 1e-12
+    assert maps[0].shape == (2, 4, 5, 8)
+
+
+@pytest.mark.parametrize("softcap", [None, 4.0])
+@pytest.mark.parametrize("mask", [None, causal_mask(5)], ids=str)
+def test_a_bias_is_added_to_the_scaled_scores(softcap, mask):
+    q, k, v = (x.requires_grad_() for x in normal(3, 2, 4, 5, 8))
+    bias = normal(4, 5, 5, seed=1).requires_grad_()
+    scores = q @ k.transpose(-1, -2) * 0.7 + bias
+    if softcap:
+        scores = softcap * (scores / softcap).tanh()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    expected = scores.softmax(-1) @ v
+    options = {"scale": 0.7, "softcap": softcap, "bias": bias}
+    found = attention(q, key=k, value=v, mask=mask, **options)
+    shown = attention_weights(q, key=k, mask=mask, **options) @ v
+    assert (found - expected).abs().max() < 1e-12
+    assert (shown - expected).abs().max() < 1e-12
+    parts = [torch.autograd.grad(x.square().sum(), (q, k, v, bias))
+             for x in (expected, found)]
+    for ours, theirs in zip(*parts, strict=True):
+        assert (ours - theirs).abs().max() < 1e-10
+    if mask is not None:
+        causal = attention(q, key=k, value=v, causal=True, **options)
+        assert (causal - found).abs().max() < 1e-12
+
+
+def test_a_bias_with_a_row_that_sees_nothing():
+    q, mask = normal(1, 2, 4, 8), causal_mask(4)
+    mask[2] = False
+    found = attention(q, key=q, value=q, mask=mask, bias=normal(4, 4))
+    assert (found[:, :, 2] == 0).all() and torch.isfinite(found).all()
+
+
+def test_a_bias_may_be_computed_from_queries_and_keys():
+    layer = MultiHeadAttention(16, 4, n_kv_heads=2, std=0.5,
+                               generator=draws()).double()
+    x, table = normal(2, 6, 16), normal(6, 4)
+
+    def bias(query, *, key):
+        assert query.shape == (2, 4, 6, 4) and key.shape == (2, 2, 6, 4)
+        return query @ table.T
+
+    maps = []
+    layer(x, bias=bias, maps=maps)
+    query = layer.q_proj(x).view(2, 6, 4, 4).transpose(1, 2)
+    layer(x, bias=query @ table.T, maps=maps)
+    layer(x, maps=maps)
+    assert torch.equal(maps[0], maps[1])
+    assert (maps[0] - maps[2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_dropped_weights_are_made_up_for(softcap):
+    layer = MultiHeadAttention(16, 2, dropout=0.5, softcap=softcap, std=0.5,
+                               generator=draws()).double()
+    x = normal(1, 5, 16)
+    mean = 0
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        assert not torch.equal(layer(x), layer(x))
+        for _ in range(2000):
+            mean = mean + layer(x) / 2000
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+    assert (mean - layer(x)).abs().max() < 0.1 * layer(x).abs().max()
 
 
 @pytest.mark.parametrize("sizes, message", [
@@ -153,17 +240,18 @@ def test_causal_excludes_a_mask_and_other_lengths():
         attention(q[:, :, :2], key=q, value=q, causal=True)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 100, 130])
-def test_cache_equals_whole_at_every_chunk(chunk):
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_cache_grows_beyond_its_room(chunk):
     layer = MultiHeadAttention(16, 4, n_kv_heads=2, std=0.5,
                                generator=draws()).double()
     x = normal(2, 130, 16)
     cache, parts = KVCache(1), []
-    for part in x.split(chunk, dim=1):
-        mask = causal_mask(part.shape[1], past=cache.length)
-        parts.append(layer(part, mask=mask,
-                           remember=partial(cache.append, 0)))
-        cache.advance(part.shape[1])
+    with torch.no_grad():
+        for part in x.split(chunk, dim=1):
+            mask = causal_mask(part.shape[1], past=cache.length)
+            parts.append(layer(part, mask=mask,
+                               remember=partial(cache.append, 0)))
+            cache.advance(part.shape[1])
     whole = layer(x, causal=True)
     assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-12
     assert cache.n_bytes == cache_bytes(
@@ -185,6 +273,31 @@ def test_cache_crops_and_selects():
     assert torch.equal(values[:, :, :2], -key[[2, 0], :, :2])
     with pytest.raises(ValueError, match=r"length=3: must be in 0\.\.2"):
         cache.crop(3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_prefix_can_be_learned(batch_size):
+    layer = MultiHeadAttention(8, 2, std=0.5, generator=draws()).double()
+    for p in layer.parameters():
+        p.requires_grad_(False)
+    pair = [normal(batch_size, 2, 3, 4, seed=s).requires_grad_()
+            for s in (1, 2)]
+    cache = KVCache.prefixed([pair])
+    assert cache.length == cache.given == 3
+    assert cache.batch_size == batch_size
+    x = normal(batch_size, 5, 8)
+    found = layer(x, remember=partial(cache.append, 0))
+    query, key, value = (
+        p(x).view(batch_size, 5, 2, 4).transpose(1, 2)
+        for p in (layer.q_proj, layer.k_proj, layer.v_proj))
+    expected = attention(query, key=torch.cat([pair[0], key], dim=2),
+                         value=torch.cat([pair[1], value], dim=2))
+    expected = layer.o_proj(expected.transpose(1, 2).flatten(-2))
+    assert (found - expected).abs().max() < 1e-12
+    grads = torch.autograd.grad(found.sum(), pair)
+    for ours, theirs in zip(grads, torch.autograd.grad(
+            expected.sum(), pair), strict=True):
+        assert (ours - theirs).abs().max() < 1e-12
 
 
 def test_linear_draws_only_from_its_generator():

@@ -13,8 +13,10 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeSparseMoeBlock,
 )
 
+from lmcourse.layers.attention import MultiHeadAttention
 from lmcourse.layers.blocks import (
     BLOCKS,
+    CROSS_BLOCKS,
     FEED_FORWARDS,
     Block,
     LayerNorm,
@@ -77,12 +79,14 @@ def test_feed_forward_by_formula(name, bias):
     x, act = normal(2, 3, 6), ACTS[name]
     zero = torch.zeros(1).double()
     if name.endswith(("glu", "glu_tanh")):
-        w, b = ff.gate_up.weight, ff.gate_up.bias if bias else zero
-        both = x @ w.T + b
-        inner = act(both[..., :10]) * both[..., 10:]
+        gate, up = (x @ p.weight.T + (p.bias if bias else zero)
+                    for p in (ff.gate_proj, ff.up_proj))
+        inner = act(gate) * up
     else:
-        inner = act(x @ ff.up.weight.T + (ff.up.bias if bias else zero))
-    expected = inner @ ff.down.weight.T + (ff.down.bias if bias else zero)
+        up = ff.up_proj
+        inner = act(x @ up.weight.T + (up.bias if bias else zero))
+    down = ff.down_proj
+    expected = inner @ down.weight.T + (down.bias if bias else zero)
     assert (ff(x) - expected).abs().max() < 1e-12
 
 
@@ -133,30 +137,67 @@ def test_experts_equal_qwens(renormalize):
                             renormalize=renormalize, generator=draws())
     state = {"gate.weight": ours.router.weight,
              "experts.gate_up_proj": torch.stack(
-                 [e.gate_up.weight for e in ours.experts]),
+                 [torch.cat([e.gate_proj.weight, e.up_proj.weight])
+                  for e in ours.experts]),
              "experts.down_proj": torch.stack(
-                 [e.down.weight for e in ours.experts])}
+                 [e.down_proj.weight for e in ours.experts])}
     theirs.load_state_dict(state)
     x = normal(2, 5, 8).float()
-    assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+    balance = []
+    assert torch.allclose(ours(x, balance=balance), theirs(x), atol=1e-6)
     logits = ours.router(x.flatten(0, 1))
     expected = load_balancing_loss_func((logits,), 6, 2) / 2
-    assert torch.allclose(ours.balance_loss, expected)
+    assert torch.allclose(balance[0], expected)
 
 
 def test_balance_has_a_gradient_that_balances():
     x = normal(64, 8).float() + 1
     experts = MixtureOfExperts(8, 12, n_experts=4, n_active=1, std=0.5,
                                generator=draws())
-    experts(x)
-    before = experts.balance_loss.item()
-    optimizer = torch.optim.SGD(experts.router.parameters(), lr=0.5)
-    for _ in range(200):
-        experts(x)
+    optimizer, balance = torch.optim.SGD(experts.router.parameters(),
+                                         lr=0.5), []
+    for _ in range(201):
+        experts(x, balance=balance)
         optimizer.zero_grad()
-        experts.balance_loss.backward()
+        balance[-1].backward()
         optimizer.step()
-    assert experts.balance_loss.item() < min(before, 1.1)
+    assert balance[-1].item() < min(balance[0].item(), 1.1)
+
+
+@pytest.mark.parametrize("kind", BLOCKS.values())
+def test_a_block_hands_the_list_to_its_router_only(kind):
+    def norm():
+        return LayerNorm(8)
+
+    x, balance = normal(2, 3, 8).float(), []
+    experts = MixtureOfExperts(8, 12, n_experts=4, n_active=2,
+                               generator=draws())
+    routed = kind(nn.Linear(8, 8), experts, norm=norm)
+    dense = kind(nn.Linear(8, 8), nn.Linear(8, 8), norm=norm)
+    assert torch.equal(routed(x), routed(x, balance=balance))
+    assert torch.equal(dense(x), dense(x, balance=balance))
+    assert len(balance) == 1
+
+
+@pytest.mark.parametrize("placement", CROSS_BLOCKS)
+def test_cross_block_by_formula(placement):
+    x, source = normal(2, 3, 8), normal(2, 5, 8, seed=1)
+    f, g = nn.Linear(8, 8).double(), nn.Linear(8, 8).double()
+    look = MultiHeadAttention(8, 2, std=0.5, generator=draws()).double()
+    norm = LayerNorm(8).double()
+    block = CROSS_BLOCKS[placement](f, look, g, norm=lambda: norm)
+    mask = torch.tensor([True, True, False, True, False])
+    seen = source[:, mask]
+    if placement == "pre":
+        y = x + f(norm(x))
+        y = y + look(norm(y), source=seen)
+        expected = y + g(norm(y))
+    else:
+        y = norm(x + f(x))
+        y = norm(y + look(y, source=seen))
+        expected = norm(y + g(y))
+    found = block(x, source=source, source_mask=mask[None])
+    assert (found - expected).abs().max() < 1e-12
 
 
 def test_balance_bounds_and_bad_sizes():

@@ -28,6 +28,7 @@ from lmcourse.decoding import (
     sampler,
 )
 from lmcourse.decoding.sampling import top_p_loop
+from lmcourse.layers.transformer import TransformerConfig, build_transformer
 
 INF = float("inf")
 ROWS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=12)
@@ -487,9 +488,9 @@ def some_prompts(side, *, lengths=(3, 7, 1, 5), V=11, filler=0, seed=0):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_readers_agree_whatever_is_done_to_them(side):
-    """Twenty programs of random calls."""
+    """Eight programs of random calls."""
     model = Sums()
-    for seed in range(20):
+    for seed in range(8):
         draws = torch.Generator().manual_seed(seed)
         readers = [as_reader(from_the_start(model)), as_reader(model)]
         assert [type(r) for r in readers] == [PlainReader, CachedReader]
@@ -511,6 +512,78 @@ def test_readers_agree_whatever_is_done_to_them(side):
         again = some_prompts(side, seed=seed + 1)
         one, other = (r.read(**again) for r in readers)
         torch.testing.assert_close(one, other)
+
+
+KINDS = {
+    "learned": {},
+    "sinusoidal": {"positions": "sinusoidal"},
+    "none": {"positions": "none", "tie_weights": False},
+    "rotary": {"positions": "rotary", "norm": "rms", "n_kv_heads": 1,
+               "feed_forward": "swiglu", "biases": ()},
+    "sliding": {"positions": "rotary", "attention": "sliding", "window": 4},
+    "mixed": {"layers": ({"attention": "sliding"}, {}), "window": 3,
+              "norm_placement": "sandwich", "logit_softcap": 5.0},
+}
+
+
+def transformer(kind):
+    config = TransformerConfig(vocab_size=11, max_length=32, d_model=16,
+                               n_layers=2, n_heads=2, d_ff=32,
+                               initializer_range=0.3, **KINDS[kind])
+    return build_transformer(config).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_transformers_are_read_as_from_the_start(kind, side):
+    model, prompts = transformer(kind), some_prompts(side)
+    draws = torch.Generator().manual_seed(2)
+    new, then = torch.randint(11, (2, 4, 5), generator=draws)
+    logits = []
+    for reader in (as_reader(from_the_start(model)), as_reader(model)):
+        visit = [reader.read(**prompts), reader.advance(new)]
+        reader.select(torch.tensor([2, 0, 0]))
+        reader.crop(reader.length - 3)
+        visit += [reader.advance(then[:3]), reader.advance(then[:3, :1])]
+        logits.append(visit)
+    for one, other in zip(*logits, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_transformer_writes_the_same_with_and_without_a_cache():
+    model, prompts = transformer("rotary"), some_prompts("left")
+    for source in (model, from_the_start(model)):
+        ids = greedy(source, **prompts, max_new_tokens=20)
+        drawn = sample(source, **prompts, max_new_tokens=20, eos_id=3,
+                       generator=torch.Generator().manual_seed(0))
+        if source is model:
+            expected = ids, drawn
+    assert torch.equal(ids, expected[0])
+    assert torch.equal(drawn, expected[1])
+
+
+def test_the_head_is_asked_for_the_last_token_of_a_prompt_only():
+    model, shapes = transformer("learned"), []
+    model.head.register_forward_hook(
+        lambda head, given, logits: shapes.append(tuple(logits.shape)))
+    greedy(model, torch.zeros(2, 9, dtype=torch.long), max_new_tokens=2)
+    assert shapes == [(2, 1, 11), (2, 1, 11)]
+
+
+def test_a_cache_that_begins_with_a_prefix_is_cropped_behind_it():
+    """As prefix tuning will have it."""
+    model = transformer("rotary")
+    cache = model.new_cache()
+    model(torch.tensor([[5, 6]]), cache=cache)
+    model.new_cache = lambda: cache
+    reader = CachedReader(model)
+    with torch.no_grad():
+        reader.read(torch.tensor([[1, 2]]))
+        first = reader.advance(torch.tensor([[3, 4]]))
+        reader.crop(2)
+        assert (reader.length, cache.length) == (2, 4)
+        torch.testing.assert_close(reader.advance(torch.tensor([[3, 4]])),
+                                   first)
 
 
 def test_several_tokens_at_once_are_one_after_the_other():

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from lmcourse import training
-from lmcourse.losses import cross_entropy
+from lmcourse.losses import chunked_cross_entropy, cross_entropy
 from lmcourse.training import (
     History,
     Term,
@@ -38,6 +38,14 @@ from lmcourse.training import (
 VOCAB, WIDTH = 11, 8
 
 
+class Head(torch.nn.Linear):
+    """A head that knows its own loss."""
+
+    def loss(self, hidden_states, *, labels):
+        return chunked_cross_entropy(hidden_states, weight=self.weight,
+                                     bias=self.bias, labels=labels)
+
+
 class Tiny(torch.nn.Module):
     """The smallest language model: it looks one token back, with dropout."""
 
@@ -47,14 +55,12 @@ class Tiny(torch.nn.Module):
         self.embedding = torch.nn.Embedding(VOCAB, WIDTH)
         self.norm = torch.nn.LayerNorm(WIDTH)
         self.dropout = torch.nn.Dropout(dropout)
-        self.head = torch.nn.Linear(WIDTH, VOCAB)
+        self.head = (Head if hidden else torch.nn.Linear)(WIDTH, VOCAB)
         with torch.no_grad():
             for p in self.parameters():
                 p.normal_(generator=generator)
         if hidden:
             self.hidden_states = self._hidden_states
-            self.head_parameters = lambda: {"weight": self.head.weight,
-                                            "bias": self.head.bias}
 
     def _hidden_states(self, input_ids):
         return self.norm(self.dropout(self.embedding(input_ids)))

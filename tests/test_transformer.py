@@ -2,14 +2,27 @@
 
 import dataclasses
 import json
+from copy import deepcopy
 
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lmcourse.layers.attention import KVCache, causal_mask, prefix_mask
-from lmcourse.layers.transformer import Transformer, TransformerConfig
+from lmcourse.layers.attention import (
+    KVCache,
+    causal_mask,
+    prefix_mask,
+    sliding_mask,
+)
+from lmcourse.layers.transformer import (
+    Context,
+    Transformer,
+    TransformerConfig,
+    build_embeddings,
+    build_transformer,
+    by_layer,
+)
 
 BASE = {"vocab_size": 61, "max_length": 40, "d_model": 32, "n_layers": 4,
         "n_heads": 4, "d_ff": 48, "initializer_range": 0.1}
@@ -28,18 +41,17 @@ VARIANTS = {
     "qwen3": {**LLAMA, "qk_norm": True, "d_head": 12, "n_kv_heads": 1},
     "gemma2": {**LLAMA, "norm": "rms_offset", "norm_placement": "sandwich",
                "feed_forward": "geglu_tanh", "tie_weights": True,
-               "attention": ("sliding", "causal") * 2, "window": 4,
+               "attention": ["sliding", "causal"] * 2, "window": 4,
                "attention_softcap": 3.0, "logit_softcap": 4.0,
                "attention_scale": 0.3, "embedding_scale": 32 ** 0.5},
     "gemma3": {**LLAMA, "norm": "rms_offset", "norm_placement": "sandwich",
                "qk_norm": True, "window": 4,
-               "attention": ("sliding", "sliding", "causal", "sliding"),
-               "rope_theta": (1e4, 1e4, 1e6, 1e4),
-               "rope_scaling": (None, None, {"rope_type": "linear",
-                                             "factor": 8.0}, None)},
-    "mixtral": {**LLAMA, "n_experts": 4, "n_active_experts": 2,
-                "d_expert": 20,
-                "feed_forward": ("swiglu", "experts") * 2},
+               "attention": ["sliding", "sliding", "causal", "sliding"],
+               "rope_theta": [1e4, 1e4, 1e6, 1e4],
+               "rope_scaling": [None, None, {"rope_type": "linear",
+                                             "factor": 8.0}, None]},
+    "mixtral": {**LLAMA, "n_experts": [None, 4] * 2,
+                "n_active_experts": [None, 2] * 2, "d_ff": [48, 20] * 2},
 }
 
 
@@ -49,8 +61,9 @@ def ids(*shape, seed=0):
 
 
 def make(variant="gpt2", **options):
-    config = TransformerConfig(**{**BASE, **VARIANTS[variant], **options})
-    return Transformer(config).double().eval()
+    config = TransformerConfig(**by_layer(
+        {**BASE, **VARIANTS[variant], **options}))
+    return build_transformer(config).double().eval()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -69,12 +82,12 @@ def test_padding_changes_nothing(variant, side):
     real = torch.ones(3, 12, dtype=torch.long)
     for row, n in ((1, 4), (2, 7)):
         real[row, slice(0, n) if side == "left" else slice(12 - n, 12)] = 0
-    whole = model(x, real)
+    whole = model(x, attention_mask=real)
     assert torch.isfinite(whole).all()
     for row in range(3):
         alone = model(x[row][real[row].bool()][None])[0]
         assert (whole[row][real[row].bool()] - alone).abs().max() < 1e-6
-    assert torch.equal(model(x, real.bool()), whole)
+    assert torch.equal(model(x, attention_mask=real.bool()), whole)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -83,13 +96,14 @@ def test_cache_equals_whole_at_every_chunk(variant, padded):
     model, x = make(variant), ids(2, 14)
     real = torch.ones(2, 14, dtype=torch.long)
     real[1, :5] = 0
-    whole = model(x, real if padded else None)
-    for chunk in (1, 2, 3, 5, 13, 14):
-        cache, parts = KVCache(4), []
+    whole = model(x, attention_mask=real if padded else None)
+    for chunk in (1, 5):
+        cache, parts = model.new_cache(), []
         for start in range(0, 14, chunk):
             part = slice(start, start + chunk)
-            parts.append(model(x[:, part], real[:, part] if padded else None,
-                               cache=cache))
+            parts.append(model(
+                x[:, part], cache=cache,
+                attention_mask=real[:, part] if padded else None))
         difference = (torch.cat(parts, dim=1) - whole).abs().max()
         assert difference < 1e-6, (chunk, difference)
         assert cache.length == 14
@@ -101,8 +115,9 @@ def test_padding_may_begin_after_the_cache():
     real[1, 6:] = False
     cache = KVCache(4)
     model(x[:, :5], cache=cache)
-    late = model(x[:, 5:], real[:, 5:], cache=cache)
-    assert (late - model(x, real)[:, 5:])[real[:, 5:]].abs().max() < 1e-6
+    late = model(x[:, 5:], attention_mask=real[:, 5:], cache=cache)
+    whole = model(x, attention_mask=real)[:, 5:]
+    assert (late - whole)[real[:, 5:]].abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -110,7 +125,7 @@ def test_gradients_are_finite_with_padding(variant):
     model, x = make(variant), ids(2, 10)
     real = torch.ones(2, 10, dtype=torch.bool)
     real[1, :4] = False
-    model(x, real)[real].logsumexp(-1).sum().backward()
+    model(x, attention_mask=real)[real].logsumexp(-1).sum().backward()
     for p in model.parameters():
         assert p.grad is None or torch.isfinite(p.grad).all()
 
@@ -131,18 +146,22 @@ def test_equals_gpt2_of_transformers():
         bos_token_id=0, eos_token_id=0)).double().eval()
     ours = make(n_layers=2, d_ff=128, feed_forward="gelu_tanh")
     state, theirs_state = {}, theirs.transformer.state_dict()
-    state["embedding.weight"] = theirs_state["wte.weight"]
-    state["positions.weight"] = theirs_state["wpe.weight"]
-    names = {"ln_1": "attention_norm", "attn.c_attn": "attention.qkv",
-             "attn.c_proj": "attention.out", "ln_2": "feed_forward_norm",
-             "mlp.c_fc": "feed_forward.up", "mlp.c_proj": "feed_forward.down"}
+    state["embeddings.tokens.weight"] = theirs_state["wte.weight"]
+    state["embeddings.positions.weight"] = theirs_state["wpe.weight"]
+    names = {"ln_1": "attention_norm", "attn.c_proj": "attention.o_proj",
+             "ln_2": "feed_forward_norm", "mlp.c_fc": "feed_forward.up_proj",
+             "mlp.c_proj": "feed_forward.down_proj"}
     for name, tensor in theirs_state.items():
         if name.startswith("h."):
             _, layer, *rest, kind = name.split(".")
             piece = ".".join(rest)
             transposed = kind == "weight" and not piece.startswith("ln")
-            state[f"layers.{layer}.{names[piece]}.{kind}"] = (
-                tensor.T if transposed else tensor)
+            tensor = tensor.T if transposed else tensor
+            if piece != "attn.c_attn":
+                state[f"layers.{layer}.{names[piece]}.{kind}"] = tensor
+                continue
+            for x, part in zip("qkv", tensor.chunk(3), strict=True):
+                state[f"layers.{layer}.attention.{x}_proj.{kind}"] = part
     for kind in ("weight", "bias"):
         state[f"final_norm.{kind}"] = theirs_state[f"ln_f.{kind}"]
     ours.load_state_dict(state)
@@ -170,25 +189,119 @@ def test_a_mask_of_ones_own_replaces_the_rules_but_not_the_padding():
     real = torch.ones(2, 8, dtype=torch.bool)
     real[:, 5:] = False
     full = torch.ones(8, 8, dtype=torch.bool)
-    padded = model(x, real, mask=full)[:, :5]
+    padded = model(x, attention_mask=real, mask=full)[:, :5]
     alone = model(x[:, :5], mask=full[:5, :5])
     assert (padded - alone).abs().max() < 1e-10
 
 
+def test_a_mask_of_ones_own_is_narrowed_by_the_window():
+    model, x = make(attention="sliding", window=3), ids(1, 8)
+    full = torch.ones(8, 8, dtype=torch.bool)
+    assert torch.allclose(model(x, mask=causal_mask(8)), model(x))
+    both = causal_mask(8).T | sliding_mask(8, window=3)  # near, or later
+    free = make(attention="bidirectional")
+    free.load_state_dict(model.state_dict())
+    assert torch.allclose(model(x, mask=full), free(x, mask=both))
+
+
+def with_segments():
+    model = make()
+    draws = torch.Generator().manual_seed(5)
+    model.embeddings = build_embeddings(model.config, n_segments=2, norm=True,
+                                        generator=draws).double()
+    return model.eval()
+
+
 def test_embeddings_segments_and_head():
-    model, x = make(n_segments=2, embedding_norm=True), ids(2, 6)
+    model, x = with_segments(), ids(2, 6)
     segments = torch.tensor([[0, 0, 0, 1, 1, 1]]).expand(2, -1)
-    assert torch.equal(model(x), model(x, None, segments * 0))
-    assert not torch.allclose(model(x), model(x, None, segments))
-    embeds = model.embedding(x)
+    assert torch.equal(model(x), model(x, token_type_ids=segments * 0))
+    assert not torch.allclose(model(x), model(x, token_type_ids=segments))
+    e = model.embeddings
+    total = e.tokens(x) + e.positions.weight[:6] + e.segments(segments)
+    found = e(x, positions=torch.arange(6), token_type_ids=segments)
+    assert torch.allclose(found, F.layer_norm(total, (32,)))
+    embeds = e.tokens(x)
     assert torch.equal(model(inputs_embeds=embeds), model(x))
-    hidden = model.hidden_states(x)
-    assert torch.equal(model.logits(hidden), model(x))
-    assert torch.equal(model(x), F.linear(hidden, model.embedding.weight))
     with pytest.raises(ValueError, match="token_type_ids=2: must be in 0..1"):
-        model(x, None, segments + 1)
+        model(x, token_type_ids=segments + 1)
     with pytest.raises(ValueError, match="token_type_ids: must be None"):
-        make()(x, None, segments)
+        make()(x, token_type_ids=segments)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"tie_weights": False}, {"logit_softcap": 2.0},
+    {"biases": ("head",), "tie_weights": False}], ids=str)
+def test_the_head_gives_logits_and_their_loss(options):
+    model, x = make(**options), ids(2, 6)
+    if model.head.bias is not None:
+        model.head.bias.data += ids(61).double() / 100
+    labels = ids(2, 6, seed=1)
+    labels[0, 2:] = -100
+    hidden = model.hidden_states(x)
+    assert torch.equal(model.head(hidden), model(x))
+    tied = model.head.weight is model.embeddings.tokens.weight
+    assert tied == model.config.tie_weights
+    expected = F.cross_entropy(model(x).flatten(0, 1), labels.flatten())
+    loss = model.head.loss(hidden, labels=labels)
+    assert (loss - expected).abs() < 1e-10
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_tied_head_follows_its_embedding():
+    model = make()
+    copy = deepcopy(model)
+    copy.embeddings.tokens.weight.data *= 2
+    assert copy.head.weight is copy.embeddings.tokens.weight
+    assert model.head.weight is not copy.head.weight
+    names = [n for n, _ in model.named_parameters() if "head" in n]
+    assert names == [] and "head.weight" not in model.state_dict()
+
+
+def test_parts_can_be_exchanged():
+    model, x = make(), ids(2, 5)
+    shared = Transformer(embeddings=model.embeddings, final_norm=None,
+                         layers=[model.layers[0]] * 3)
+    hidden = model.embeddings(x, positions=torch.arange(5))
+    for _ in range(3):
+        hidden = model.layers[0](hidden, context=Context(
+            positions=torch.arange(5)))
+    assert torch.equal(shared(x), hidden)  # without a head: hidden states
+    cache, parts = shared.new_cache(), []
+    for part in x.split(2, dim=1):
+        parts.append(shared(part, cache=cache))
+    assert (torch.cat(parts, dim=1) - hidden).abs().max() < 1e-10
+    n = sum(p.numel() for p in model.layers[0].parameters())
+    assert sum(p.numel() for p in shared.layers.parameters()) == n
+
+
+def test_a_bidirectional_stack_reads_a_given_prefix():
+    model, x = make(attention="bidirectional"), ids(2, 6)
+    pairs = [tuple(torch.randn(2, 4, 3, 8, dtype=torch.double, generator=(
+        torch.Generator().manual_seed(2 * i + j))).requires_grad_()
+        for j in range(2)) for i in range(4)]
+    real = torch.ones(2, 6, dtype=torch.bool)
+    real[1, 4:] = False
+    cache = KVCache.prefixed(pairs)
+    logits = model(x, attention_mask=real, cache=cache)
+    alone = model(x[1:, :4], cache=KVCache.prefixed(
+        [(key[1:], value[1:]) for key, value in pairs]))
+    assert (logits[1:, :4] - alone).abs().max() < 1e-10
+    assert (logits - model(x, attention_mask=real)).abs().max() > 1e-3
+    logits.sum().backward()
+    assert all(x.grad.abs().sum() > 0 for pair in pairs for x in pair)
+    with pytest.raises(ValueError, match="bidirectional"):
+        model(x, cache=cache)
+
+
+def test_routers_tell_their_balance():
+    model, x, balance = make("mixtral"), ids(2, 6), []
+    assert torch.equal(model(x), model(x, balance=balance))
+    assert len(balance) == 2 and all(b >= 0.9 for b in balance)
+    plain = []
+    make()(x, balance=plain)
+    assert plain == []
 
 
 @pytest.mark.parametrize("options", [
@@ -197,8 +310,10 @@ def test_embeddings_segments_and_head():
     {"attention_softcap": 0.1}, {"qk_norm": True}, {"positions": "rotary"},
     {"norm": "rms"}, {"norm_eps": 0.5}, {"norm_placement": "sandwich"},
     {"feed_forward": "relu"}, {"tie_weights": False},
-    {"embedding_scale": 3.0}, {"embedding_norm": True},
-    {"logit_softcap": 0.1}, {"initializer_range": 0.2}, {"n_segments": 2},
+    {"embedding_scale": 3.0}, {"logit_softcap": 0.1},
+    {"initializer_range": 0.2}, {"d_ff": 40}, {"feed_forward": "swiglu"},
+    {"feed_forward": "swiglu", "n_experts": 3, "n_active_experts": 2},
+    {"layers": [{}, {}, {"feed_forward": "relu"}, {}]},
     {"positions": "rotary", "rope_theta": 100.0},
     {"positions": "rotary", "rope_scaling": {"rope_type": "linear",
                                              "factor": 3.0}},
@@ -211,8 +326,9 @@ def test_every_option_changes_the_logits(options):
 
 
 def test_biases_and_dropout():
-    for name, key in (("qkv", "attention.qkv.bias"), ("ff", "up.bias"),
-                      ("out", "attention.out.bias"), ("head", "head_bias"),
+    for name, key in (("qkv", "attention.v_proj.bias"),
+                      ("ff", "up_proj.bias"), ("head", "head.bias"),
+                      ("out", "attention.o_proj.bias"),
                       ("norm", "final_norm.bias")):
         keys = make(biases=(name,)).state_dict()
         assert [k for k in keys if k.endswith("bias")]
@@ -235,9 +351,16 @@ def test_biases_and_dropout():
     ({"norm_placement": "up"}, "norm_placement='up': must be one of pre"),
     ({"feed_forward": "swish"}, "feed_forward='swish': must be one of relu"),
     ({"biases": ("key",)}, "biases='key': must be one of qkv"),
-    ({"attention": ("causal",)}, "attention has 1 entries: must have one"),
+    ({"layers": [{}]}, "layers has 1 entries: must have n_layers=4"),
+    ({"layers": [{"d_model": 8}] * 4}, "layers: 'd_model' must be one of"),
+    ({"layers": [{"d_ff": 0}] * 4}, "d_ff=0: must be an integer"),
+    ({"layers": [{}, {}, {}, {"attention": "sliding"}]}, "window=None"),
     ({"attention": "sliding"}, "window=None: sliding attention needs"),
-    ({"feed_forward": "experts"}, "n_experts=None, n_active_experts=None"),
+    ({"n_experts": 4}, "n_experts=4, n_active_experts=None: experts need"),
+    ({"n_experts": 4, "n_active_experts": 2},
+     "feed_forward='gelu': experts must be gated"),
+    ({"feed_forward": "swiglu", "n_experts": 4, "n_active_experts": 5},
+     "n_active=5: must be in 1..4"),
     ({"d_model": 0}, "d_model=0: must be an integer, at least 1"),
     ({"n_layers": 1.5}, "n_layers=1.5: must be an integer"),
     ({"dropout": 1.0}, r"dropout=1.0: must be in \[0, 1\)"),
@@ -245,7 +368,7 @@ def test_biases_and_dropout():
 ])
 def test_wrong_configurations(options, message):
     with pytest.raises(ValueError, match=message):
-        Transformer(TransformerConfig(**{**BASE, **options}))
+        build_transformer(TransformerConfig(**{**BASE, **options}))
 
 
 def test_wrong_inputs():
@@ -262,7 +385,7 @@ def test_wrong_inputs():
     with pytest.raises(ValueError, match="length=41: must be at most max_len"):
         model(ids(1, 41))
     with pytest.raises(ValueError, match=r"attention_mask of shape \(2, 5\)"):
-        model(x, torch.ones(2, 5))
+        model(x, attention_mask=torch.ones(2, 5))
     cache = KVCache(4)
     model(x, cache=cache)
     with pytest.raises(ValueError, match="input_ids has 1 rows: the cache"):
@@ -284,18 +407,19 @@ def test_initialization_is_gpt2s_and_leaves_chance_alone():
     state = torch.get_rng_state()
     config = TransformerConfig(vocab_size=500, max_length=64, d_model=128,
                                n_layers=8, n_heads=4, d_ff=512)
-    one, two = (Transformer(config, generator=torch.Generator().manual_seed(
-        s)) for s in (0, 1))
+    one, two = (build_transformer(
+        config, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     assert torch.equal(state, torch.get_rng_state())
-    assert not torch.equal(one.embedding.weight, two.embedding.weight)
-    assert torch.equal(one.embedding.weight,
-                       Transformer(config).embedding.weight)
+    tables = [model.embeddings.tokens.weight
+              for model in (one, two, build_transformer(config))]
+    assert not torch.equal(tables[0], tables[1])
+    assert torch.equal(tables[0], tables[2])
     layer = one.layers[3]
-    for weight, std in ((one.embedding.weight, 0.02),
-                        (layer.attention.qkv.weight, 0.02),
-                        (layer.attention.out.weight, 0.02 / 4),
-                        (layer.feed_forward.up.weight, 0.02),
-                        (layer.feed_forward.down.weight, 0.02 / 4)):
+    for weight, std in ((one.embeddings.tokens.weight, 0.02),
+                        (layer.attention.q_proj.weight, 0.02),
+                        (layer.attention.o_proj.weight, 0.02 / 4),
+                        (layer.feed_forward.up_proj.weight, 0.02),
+                        (layer.feed_forward.down_proj.weight, 0.02 / 4)):
         assert abs(weight.std().item() / std - 1) < 0.05
 
 
@@ -303,7 +427,7 @@ def test_initialization_is_gpt2s_and_leaves_chance_alone():
 def test_meta_has_the_same_shapes_and_takes_weights(variant):
     model = make(variant)
     with torch.device("meta"):
-        empty = Transformer(model.config)
+        empty = build_transformer(model.config)
     assert all(p.is_meta for p in empty.parameters())
     empty.load_state_dict(model.state_dict(), assign=True)
     x = ids(1, 7)

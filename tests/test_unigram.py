@@ -10,7 +10,7 @@ import unicodedata
 import numpy as np
 import pytest
 import sentencepiece
-from samples import lines, same_score, sources, strings
+from samples import few_or_many, lines, same_score, sources, strings
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lmcourse.tokenizers.fast import pieces as fast_pieces
@@ -65,11 +65,12 @@ def tokenizer():
     return Unigram.train(manual()[0], 2_000)
 
 
+@few_or_many(15_000, 60_000)
 @pytest.mark.parametrize("fallback, seed", [(True, 0), (False, 1)])
-def test_parity_with_sentencepiece(fallback, seed):
+def test_parity_with_sentencepiece(fallback, seed, n):
     peer = train_peer(lines(), 1_500, byte_fallback=fallback)
     own = as_unigram(peer)
-    texts = list(strings(60_000, seed))
+    texts = list(strings(n, seed))
     different = [(text, a, b) for text, a, b in zip(
         texts, own.encode_batch(texts), peer.encode(texts), strict=True)
         if a != b]
@@ -91,7 +92,8 @@ def test_parity_with_sentencepiece_on_texts():
         assert own.decode(own.encode(text)) == text
 
 
-def test_parity_with_tokenizers(tokenizer):
+@few_or_many(15_000, 50_000)
+def test_parity_with_tokenizers(tokenizer, n):
     """The `tokenizers` library adds up in 64 bits: equal, ties included."""
     scores = [("<unk>", 0.0), *((f"{name}!", -99.0) for name in BYTES),
               *tokenizer.scores.items()]
@@ -101,7 +103,7 @@ def test_parity_with_tokenizers(tokenizer):
         vocab={piece: i for i, (piece, _) in enumerate(scores) if i},
         special_tokens={"<unk>": 0}, unk_token="<unk>", byte_fallback=False,
         scores=dict(scores[1:]))
-    texts = [text for text in strings(50_000, 2)
+    texts = [text for text in strings(n, 2)
              if text and not text.startswith(" ") and "<unk>" not in text]
     texts += manual()[1] + sources()
     theirs = other.encode_batch_fast(texts, add_special_tokens=False)
@@ -114,7 +116,7 @@ def test_likelihood_against_sentencepiece(vocab_size, tmp_path):
     """From the same seeds, and from its own."""
     texts = lines()
     corpus = chapter._count_spaced(texts, None, True)
-    seeds = seed_pieces(chapter._chunks(corpus), 1_000_000)
+    seeds = seed_pieces(chapter.chunk_words(corpus), 1_000_000)
     file = tmp_path / "seeds.tsv"
     file.write_text("".join(f"{piece}\t{math.exp(score) * 1e9:.0f}\n"
                             for piece, score in seeds.items()
@@ -137,7 +139,7 @@ def test_likelihood_against_sentencepiece(vocab_size, tmp_path):
 
 
 def test_expectation_maximization_climbs():
-    corpus = chapter._chunks(chapter._count_spaced(manual()[0][:2], None,
+    corpus = chapter.chunk_words(chapter._count_spaced(manual()[0][:2], None,
                                                    True))
     scores, last = seed_pieces(corpus, 500), -math.inf
     for _ in range(4):
@@ -274,6 +276,6 @@ def test_ten_million_letters(tokenizer):
                    for n in (100_000, 10_000_000))
     assert 90 * short < long < 110 * short
     corpus = {"a" * 1_000_000: 1}
-    assert len(chapter._chunks(corpus)) == 2
+    assert len(chapter.chunk_words(corpus)) == 2
     assert list(fast_pieces.learn_unigram(corpus, 5))
     assert segment_unigram("aa", {"a": -1.0}) == ["a", "a"]

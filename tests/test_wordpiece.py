@@ -5,7 +5,7 @@ import random
 import unicodedata
 
 import pytest
-from samples import sources, strings
+from samples import few_or_many, sources, strings
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -53,42 +53,47 @@ def tokenizer():
     return WordPiece.train([*pages, *sources()[:2], *extra * 3], 3_000)
 
 
-@pytest.fixture(scope="module")
-def differing():
-    """Characters that Python's and the library's Unicode see differently."""
+def differing(characters):
+    """Those that Python's and the library's Unicode see differently."""
     normalizer = BertNormalizer()
-    table = chapter._CharacterMap(normalizer)
-    other, found = peer({"[UNK]": 0}), set()
+    table = chapter.CharacterMap(normalizer)
+    other = peer({"[UNK]": 0})
 
-    def differ(text):
-        kinds = set(map(unicodedata.category, text))
-        own = ([f"a{text}b"] if kinds == {"Cn"} else
-               chapter._normalized_words(f"a{text}b", normalizer, table))
-        seen = other.normalizer.normalize_str(f"a{text}b")
+    def differ(char):
+        text = f"a{char}b"
+        own = ([text] if unicodedata.category(char) == "Cn" else
+               chapter._normalized_words(text, normalizer, table))
+        seen = other.normalizer.normalize_str(text)
         return [word for word in own if word] != [
             word for word, _ in other.pre_tokenizer.pre_tokenize_str(seen)]
 
-    for start in range(0, len(CHARACTERS), 64):
-        chunk = CHARACTERS[start:start + 64]
-        if differ("".join(chunk)):
-            found.update(filter(differ, chunk))
-    return found
+    return set(filter(differ, characters))
 
 
-def odd_strings(n, seed, without):
-    """Random strings, with much of Asia in them, and without some letters."""
-    for text in strings(n, seed, ODD):
-        yield "".join(char for char in text if char not in without)
+def odd_strings(n, seed):
+    """Random strings, with much of Asia in them."""
+    return strings(n, seed, ODD)
 
 
-def test_few_characters_differ(differing):
+def alike_strings(n, seed):
+    """The same without the letters on which versions of Unicode differ."""
+    texts = [*odd_strings(n, seed)]
+    without = differing(set("".join(texts)))
+    return ["".join(char for char in text if char not in without)
+            for text in texts]
+
+
+@pytest.mark.nightly
+def test_few_characters_differ():
     """Unicode versions differ on hundreds of characters of 1,112,064."""
-    assert len(differing) < 1_000
-    assert not any(char < "\u0600" for char in differing)
+    found = differing(CHARACTERS)
+    assert len(found) < 1_000
+    assert not any(char < "\u0600" for char in found)
 
 
-def test_parity_on_generated_strings(tokenizer, differing):
-    texts = list(odd_strings(100_000, 0, differing))
+@few_or_many(20_000, 100_000)
+def test_parity_on_generated_strings(tokenizer, n):
+    texts = alike_strings(n, 0)
     other = peer({**tokenizer.vocab, "[UNK]": tokenizer.unk_id})
     theirs = other.encode_batch_fast(texts, add_special_tokens=False)
     own = tokenizer.encode_batch(texts)
@@ -100,13 +105,13 @@ def test_parity_on_generated_strings(tokenizer, differing):
 @pytest.mark.parametrize("options", [
     {"lowercase": False}, {"accents": False}, {"chinese": False},
     {"clean": False}, {"lowercase": False, "accents": True}])
-def test_parity_of_the_options(tokenizer, differing, options):
+def test_parity_of_the_options(tokenizer, options):
     own = WordPiece(
         vocab=tokenizer.vocab, special_tokens=tokenizer.special_tokens,
         unk_token="[UNK]", normalizer=BertNormalizer(**options))
     other = peer({**tokenizer.vocab, "[UNK]": own.unk_id}, **options)
     changed = 0
-    for text in odd_strings(3_000, 1, differing):
+    for text in alike_strings(3_000, 1):
         ids = own.encode(text)
         assert ids == other.encode(text, add_special_tokens=False).ids, text
         changed += ids != tokenizer.encode(text)
@@ -166,7 +171,7 @@ def test_fast_learner_equals_the_loop(score):
                 == learn_wordpiece_loop(corpus, size, score=score))
 
 
-def test_without_numba(tokenizer, differing, monkeypatch):
+def test_without_numba(tokenizer, monkeypatch):
     """Everything works, and gives the same, without the compiled part."""
     pages, unseen = manual()
     texts = [page[:3_000] for page in pages[:3]]
@@ -176,7 +181,7 @@ def test_without_numba(tokenizer, differing, monkeypatch):
     assert slow == fast
     plain = pickle.loads(pickle.dumps(tokenizer))
     assert plain._encoder is None
-    for text in [*odd_strings(5_000, 2, ()), unseen[0]]:
+    for text in [*odd_strings(5_000, 2), unseen[0]]:
         ids = tokenizer.encode(text)
         assert plain.encode(text) == ids
         assert plain.encode_to_numpy(text).tolist() == ids

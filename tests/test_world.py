@@ -51,6 +51,16 @@ def test_seeds_differ():
     assert list(documents(5, seed=1)) != list(documents(5, seed=2))
 
 
+def test_records_of_the_world():
+    assert world.Country("Denmark", "Copenhagen", "Europe",
+                         "Danish") in world.COUNTRIES
+    assert world.PEOPLE[0] == world.Person("I", "my", "")
+    assert world.Person("Anna", "her", "s") in world.OTHERS
+    zoo = world.PLACES[0]
+    assert zoo == world.Place("zoo", "see", "saw", zoo.singular)
+    assert zoo.singular["lions"] == "lion"
+
+
 def test_slide_forms_occur():
     """What the lecture's six sentences ask can be read in documents."""
     text = "\n".join(documents(200_000))

@@ -68,13 +68,15 @@ def prefix_mask(length, *, prefix, device=None):
     return seen
 
 # %% ../../nbs/20_attention.ipynb #45e07eb4
-def attention_weights(query, *, key, mask=None, scale=None, softcap=None):
+def attention_weights(query, *, key, mask=None, bias=None, scale=None,
+                      softcap=None):
     """How much of its attention each token gives to each other one.
 
     Args:
         query: `(B, H, T, K)`.
         key: `(B, G, S, K)`, where G divides H.
         mask: True = may look; anything that broadcasts to `(B, H, T, S)`.
+        bias: added to the scaled scores; broadcasts to `(B, H, T, S)`.
         scale: factor of the scores; 1 / sqrt(K) if None.
         softcap: bound of the scores, c tanh(score / c) (Gemma 2); None
             leaves them as they are.
@@ -85,6 +87,8 @@ def attention_weights(query, *, key, mask=None, scale=None, softcap=None):
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     key = _repeat(key, query.shape[-3])
     scores = query @ key.transpose(-1, -2) * scale
+    if bias is not None:
+        scores = scores + bias
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     precise = torch.promote_types(scores.dtype, torch.float32)
@@ -101,8 +105,8 @@ def _repeat(heads, n_heads):
     return heads if repeats == 1 else heads.repeat_interleave(repeats, -3)
 
 # %% ../../nbs/20_attention.ipynb #b889640c
-def attention(query, *, key, value, mask=None, causal=False, scale=None,
-              softcap=None):
+def attention(query, *, key, value, mask=None, causal=False, bias=None,
+              scale=None, softcap=None, dropout=0.0):
     """Scaled dot-product attention of all heads at once.
 
     Uses torch's fused kernel, except for soft-capped scores, which it does
@@ -115,8 +119,11 @@ def attention(query, *, key, value, mask=None, causal=False, scale=None,
         mask: True = may look; anything that broadcasts to `(B, H, T, S)`.
         causal: instead of a mask: each token sees itself and what came
             before it (T = S).
+        bias: added to the scaled scores; broadcasts to `(B, H, T, S)`.
         scale: factor of the scores; 1 / sqrt(K) if None.
         softcap: bound of the scores, c tanh(score / c) (Gemma 2).
+        dropout: part of the weights that is dropped, by torch's global
+            random state, as `torch.nn.Dropout` does; the rest grows.
 
     Returns:
         `(B, H, T, K)`; rows that may look at nothing are zero.
@@ -130,16 +137,24 @@ def attention(query, *, key, value, mask=None, causal=False, scale=None,
     if causal and (mask is not None or T != S):
         raise ValueError(f"causal=True: needs mask=None and T = S, got "
                          f"T={T}, S={S}")
+    if causal and (bias is not None or softcap is not None):
+        mask, causal = causal_mask(T, device=query.device), False
     if softcap is None:
         grouped = query.shape[-3] != key.shape[-3]
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, scale=scale,
-            enable_gqa=grouped)
-    if causal:
-        mask = causal_mask(T, device=query.device)
-    weights = attention_weights(query, key=key, mask=mask, scale=scale,
-                                softcap=softcap)
-    return weights @ _repeat(value, query.shape[-3])
+            query, key, value, attn_mask=_additive(mask, bias),
+            is_causal=causal, scale=scale, enable_gqa=grouped,
+            dropout_p=dropout)
+    weights = attention_weights(query, key=key, mask=mask, bias=bias,
+                                scale=scale, softcap=softcap)
+    return F.dropout(weights, dropout) @ _repeat(value, query.shape[-3])
+
+
+def _additive(mask, bias):
+    """What the kernel takes as a mask: with a bias, minus infinity in it."""
+    if mask is None or bias is None:
+        return mask if bias is None else bias
+    return torch.where(mask, bias, float("-inf"))
 
 # %% ../../nbs/20_attention.ipynb #835211ff
 def linear(d_in, d_out, *, bias=True, std=0.02, generator):
@@ -200,6 +215,7 @@ class MultiHeadAttention(nn.Module):
         norm: makes a norm of width K for queries and keys (QK-norm).
         scale: factor of the scores; 1 / sqrt(K) if None.
         softcap: bound of the scores, if any.
+        dropout: part of the weights that is dropped in training.
         std: standard deviation of the projections' weights.
         out_std: the same for the output projection; std if None.
         generator: draws the weights.
@@ -213,28 +229,34 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, d_model, n_heads, *, n_kv_heads=None, d_head=None,
                  biases=("qkv", "out"), norm=None, scale=None, softcap=None,
-                 std=0.02, out_std=None, generator):
+                 dropout=0.0, std=0.02, out_std=None, generator):
         super().__init__()
         self.d_head, n_kv_heads = head_sizes(d_model, n_heads, n_kv_heads,
                                              d_head)
-        self.scale, self.softcap = scale, softcap
-        H, G, K = n_heads, n_kv_heads, self.d_head
-        self.widths = H * K, G * K, G * K
-        self.qkv = linear(d_model, sum(self.widths), std=std,
-                          bias="qkv" in biases, generator=generator)
-        self.out = linear(H * K, d_model, std=out_std or std,
-                          bias="out" in biases, generator=generator)
-        self.query_norm = norm(K) if norm else nn.Identity()
-        self.key_norm = norm(K) if norm else nn.Identity()
+        self.scale, self.softcap, self.dropout = scale, softcap, dropout
+        width, kv_width = n_heads * self.d_head, n_kv_heads * self.d_head
+        draws = {"std": std, "bias": "qkv" in biases, "generator": generator}
+        self.q_proj = linear(d_model, width, **draws)
+        self.k_proj = linear(d_model, kv_width, **draws)
+        self.v_proj = linear(d_model, kv_width, **draws)
+        self.o_proj = linear(width, d_model, std=out_std or std,
+                             bias="out" in biases, generator=generator)
+        self.q_norm = norm(self.d_head) if norm else nn.Identity()
+        self.k_norm = norm(self.d_head) if norm else nn.Identity()
 
-    def forward(self, hidden_states, *, mask=None, causal=False, rotate=None,
-                remember=None, maps=None):
-        """Let the tokens look at each other.
+    def forward(self, hidden_states, *, source=None, mask=None, causal=False,
+                bias=None, rotate=None, remember=None, maps=None):
+        """Let the tokens look at each other, or at those of a source.
 
         Args:
-            hidden_states: `(B, T, D)`.
+            hidden_states: `(B, T, D)`, those that look.
+            source: `(B, S, D)`, those that are looked at; hidden_states
+                if None (self-attention).
             mask: as in `attention`.
             causal: as in `attention`.
+            bias: as in `attention`, or a function `(query, key=key)` that
+                computes it from queries `(B, H, T, K)` and keys
+                `(B, G, S, K)`.
             rotate: turns queries and keys by their positions.
             remember: takes `key=` and `value=` of these tokens, returns
                 those of all tokens so far (`KVCache.append`).
@@ -243,24 +265,31 @@ class MultiHeadAttention(nn.Module):
         Returns:
             `(B, T, D)`.
         """
-        B, T, _ = hidden_states.shape
-        query, key, value = (
-            x.view(B, T, -1, self.d_head).transpose(1, 2)
-            for x in self.qkv(hidden_states).split(self.widths, dim=-1))
-        query, key = self.query_norm(query), self.key_norm(key)
+        source = hidden_states if source is None else source
+        query = self.q_norm(self._heads(self.q_proj(hidden_states)))
+        key = self.k_norm(self._heads(self.k_proj(source)))
+        value = self._heads(self.v_proj(source))
         if rotate is not None:
             query, key = rotate(query), rotate(key)
         if remember is not None:
             key, value = remember(key=key, value=value)
-        scores = {"scale": self.scale, "softcap": self.softcap}
+        if callable(bias):
+            bias = bias(query, key=key)
+        scores = {"bias": bias, "scale": self.scale, "softcap": self.softcap}
         if maps is not None:
             if causal:
-                mask, causal = causal_mask(T, device=query.device), False
+                mask = causal_mask(query.shape[-2], device=query.device)
+                causal = False
             maps.append(attention_weights(query, key=key, mask=mask,
                                           **scores))
         output = attention(query, key=key, value=value, mask=mask,
-                           causal=causal, **scores)
-        return self.out(output.transpose(1, 2).reshape(B, T, -1))
+                           causal=causal, **scores,
+                           dropout=self.dropout if self.training else 0.0)
+        return self.o_proj(output.transpose(1, 2).flatten(-2))
+
+    def _heads(self, x):
+        """From `(B, T, H K)` to `(B, H, T, K)`."""
+        return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
 # %% ../../nbs/20_attention.ipynb #a9ccde18
 class KVCache:
@@ -271,14 +300,32 @@ class KVCache:
 
     Attributes:
         length: tokens that are remembered.
+        given: how many of them were handed in by `prefixed`.
         batch_size: B, or None before the first token.
         n_bytes: of the keys and values of these tokens.
         real: `(B, length)`, False at padding; None while there was none.
     """
 
     def __init__(self, n_layers):
-        self.length, self.real = 0, None
+        self.length, self.given, self.real = 0, 0, None
         self._keys, self._values = [None] * n_layers, [None] * n_layers
+
+    @classmethod
+    def prefixed(cls, pairs):
+        """A cache that starts with keys and values nobody has read.
+
+        Args:
+            pairs: for each layer a key and a value, `(B, G, P, K)` each;
+                gradients reach them.
+
+        Source: Li and Liang (2021), section 4.
+        """
+        cache = cls(len(pairs))
+        for layer, (key, value) in enumerate(pairs):
+            cache.append(layer, key=key, value=value)
+        cache.given = pairs[0][0].shape[-2]
+        cache.advance(cache.given)
+        return cache
 
     def append(self, layer, *, key, value):
         """Add the keys and values `(B, G, T, K)` of new tokens to a layer.
@@ -291,6 +338,12 @@ class KVCache:
 
     def _write(self, store, layer, new):
         stop, room = self.length + new.shape[-2], store[layer]
+        if torch.is_grad_enabled() and (new.requires_grad or (
+                room is not None and room.requires_grad)):
+            # written over, a tensor could not be differentiated
+            old = [] if room is None else [room[..., :self.length, :]]
+            store[layer] = torch.cat([*old, new], dim=-2)
+            return store[layer]
         if room is None or room.shape[-2] < stop:  # double, copy rarely
             B, G, T, K = new.shape
             bigger = new.new_empty(B, G, max(64, 2 * stop), K)
@@ -308,7 +361,7 @@ class KVCache:
         """Forget all but the first `length` tokens."""
         if not 0 <= length <= self.length:
             raise ValueError(f"length={length}: must be in 0..{self.length}")
-        self.length = length
+        self.length, self.given = length, min(length, self.given)
         self.real = None if self.real is None else self.real[:, :length]
 
     def select(self, rows):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LLAMA', 'LLAMAS', 'QWEN2', 'QWEN3', 'MISTRALS', 'QWENS', 'GEMMA', 'GEMMA2', 'GEMMA3', 'GEMMAS', 'MIXTRAL',
-           'QWEN3_MOE', 'MIXTURES', 'OPEN_DECODERS', 'LLAMA_FAMILIES', 'gated_width', 'total_and_active',
-           'cache_per_token', 'cache_of_text', 'read_llama', 'read_mistral', 'read_qwen2', 'read_qwen3', 'read_gemma',
-           'read_gemma2', 'read_gemma3', 'read_mixtral', 'read_qwen3_moe', 'write_decoder', 'decoder_names',
-           'mixtral_names', 'qwen3_moe_names']
+           'QWEN3_MOE', 'MIXTURES', 'OPEN_DECODERS', 'DECODER_NAMES', 'SANDWICH_NAMES', 'MIXTRAL_NAMES',
+           'QWEN3_MOE_NAMES', 'LLAMA_FAMILIES', 'gated_width', 'total_and_active', 'cache_per_token', 'cache_of_text',
+           'read_llama', 'read_mistral', 'read_qwen2', 'read_qwen3', 'read_gemma', 'read_gemma2', 'read_gemma3',
+           'read_mixtral', 'read_qwen3_moe', 'write_decoder']
 
 # %% ../../nbs/41_llama.ipynb #e40e49ef
 from ..layers.attention import cache_bytes
@@ -17,8 +17,11 @@ from functools import partial
 
 import torch
 
-from ..layers.blocks import FEED_FORWARDS
-from ..layers.transformer import Transformer, TransformerConfig
+from lmcourse.layers.transformer import (
+    TransformerConfig,
+    build_transformer,
+    by_layer,
+)
 from .family import Family, read_choice, read_number
 
 # %% ../../nbs/41_llama.ipynb #52171d92
@@ -83,14 +86,16 @@ def total_and_active(config):
         an embedding counts as used although a token reads one row of it.
     """
     with torch.device("meta"):
-        model = Transformer(config)
+        model = build_transformer(config)
     total = idle = 0
     for name, parameter in model.named_parameters():
         total += parameter.numel()
         if ".experts." in name:
             idle += parameter.numel()
     if idle:
-        idle -= idle * config.n_active_experts // config.n_experts
+        layer = next(config.at(i) for i in range(config.n_layers)
+                     if config.at(i).n_experts)
+        idle -= idle * layer.n_active_experts // layer.n_experts
     return total, total - idle
 
 # %% ../../nbs/41_llama.ipynb #88f4bf53
@@ -136,13 +141,12 @@ def _gemma(pieces, vocab_size, max_length, d_model, *sizes, local=0,
     if local:
         far = [(i + 1) % (local + 1) == 0 for i in range(sizes[0])]
         more["window"] = window
-        more["attention"] = tuple(
-            "causal" if x else "sliding" for x in far)
+        more["attention"] = ["causal" if x else "sliding" for x in far]
         if local > 1:  # Gemma 3 turns the two kinds at two speeds
-            more["rope_theta"] = tuple(1e6 if x else 1e4 for x in far)
-            more["rope_scaling"] = tuple(
-                scaling if x else None for x in far)
-    return _made(pieces, vocab_size, max_length, d_model, *sizes, **more)
+            more["rope_theta"] = [1e6 if x else 1e4 for x in far]
+            more["rope_scaling"] = [scaling if x else None for x in far]
+    return _made(pieces, vocab_size, max_length, d_model, *sizes,
+                 **by_layer(more))
 
 
 _TWO = {"local": 1, "window": 4096, "d_head": 256,
@@ -174,18 +178,16 @@ GEMMAS = {
 }
 
 # %% ../../nbs/41_llama.ipynb #5b57b875
-MIXTRAL = _LLAMA_2 | {"feed_forward": "experts", "rope_theta": 1e6}
-QWEN3_MOE = QWEN3 | {"feed_forward": "experts"}
+MIXTRAL = _LLAMA_2 | {"rope_theta": 1e6, "n_experts": 8,
+                      "n_active_experts": 2}
+QWEN3_MOE = QWEN3 | {"n_experts": 128, "n_active_experts": 8}
 
-MIXTURES = {
-    "mixtral-8x7b": _made(MIXTRAL, 32000, 32768, 4096, 32, 32, 14336, 8,
-                          n_experts=8, n_active_experts=2, d_expert=14336),
-    "qwen3-30b-a3b": _made(QWEN3_MOE, 151936, 40960, 2048, 48, 32, 6144, 4,
-                           d_head=128, n_experts=128, n_active_experts=8,
-                           d_expert=768),
-    "qwen3-235b-a22b": _made(QWEN3_MOE, 151936, 40960, 4096, 94, 64, 12288,
-                             4, d_head=128, n_experts=128,
-                             n_active_experts=8, d_expert=1536),
+MIXTURES = {  # F is the width of an expert
+    "mixtral-8x7b": _made(MIXTRAL, 32000, 32768, 4096, 32, 32, 14336, 8),
+    "qwen3-30b-a3b": _made(QWEN3_MOE, 151936, 40960, 2048, 48, 32, 768, 4,
+                           d_head=128),
+    "qwen3-235b-a22b": _made(QWEN3_MOE, 151936, 40960, 4096, 94, 64, 1536, 4,
+                             d_head=128),
 }
 OPEN_DECODERS = LLAMAS | MISTRALS | QWENS | GEMMAS | MIXTURES
 
@@ -211,7 +213,7 @@ def cache_of_text(config, length, *, bytes_per_number=2):
         bytes_per_number: 2 for bfloat16.
     """
     kept = sum(min(length, config.window) if
-               config.at(i)["attention"] == "sliding" else length
+               config.at(i).attention == "sliding" else length
                for i in range(config.n_layers))
     return (cache_per_token(config, bytes_per_number=bytes_per_number)
             * kept // config.n_layers)
@@ -329,11 +331,8 @@ def _windows(settings, window, layer_types):
         if name not in _KINDS:
             raise ValueError(f"layer_types: {name!r} must be "
                              f"{' or '.join(_KINDS)}")
-    kinds = tuple(_KINDS[name] for name in layer_types)
-    if "sliding" not in kinds:
-        return {}
-    return {"window": window,
-            "attention": kinds if "causal" in kinds else "sliding"}
+    kinds = [_KINDS[name] for name in layer_types]
+    return {"window": window, "attention": kinds} if "sliding" in kinds else {}
 
 
 def _all_sliding(settings, window):
@@ -371,9 +370,9 @@ def read_llama(settings):
 def read_mistral(settings):
     """The same as `read_llama` for Mistral."""
     window = _count(settings, "sliding_window", 4096, None)
-    return TransformerConfig(**LLAMA | _common(settings)
-                             | _positions(settings)
-                             | _all_sliding(settings, window))
+    return TransformerConfig(**by_layer(
+        LLAMA | _common(settings) | _positions(settings)
+        | _all_sliding(settings, window)))
 
 # %% ../../nbs/41_llama.ipynb #495b5e7c
 def _late_windows(settings):
@@ -392,18 +391,18 @@ def _late_windows(settings):
 def read_qwen2(settings):
     """The same as `read_llama` for Qwen 2 and 2.5."""
     read_choice(settings, "use_mrope", False)
-    return TransformerConfig(**QWEN2 | _common(settings)
-                             | _positions(settings)
-                             | _late_windows(settings))
+    return TransformerConfig(**by_layer(
+        QWEN2 | _common(settings) | _positions(settings)
+        | _late_windows(settings)))
 
 
 def read_qwen3(settings):
     """The same as `read_llama` for Qwen 3."""
-    return TransformerConfig(**QWEN3 | _common(settings)
-                             | {"d_head": _count(settings, "head_dim", 128)}
-                             | _positions(settings)
-                             | _late_windows(settings)
-                             | _biases(settings, attention_bias="qkv out"))
+    return TransformerConfig(**by_layer(
+        QWEN3 | _common(settings) | _positions(settings)
+        | {"d_head": _count(settings, "head_dim", 128)}
+        | _late_windows(settings)
+        | _biases(settings, attention_bias="qkv out")))
 
 # %% ../../nbs/41_llama.ipynb #7b59c720
 def _gemma_common(settings, key):
@@ -442,9 +441,9 @@ def read_gemma2(settings):
         settings, "attn_logit_softcapping", 50.0, None)
     fields["logit_softcap"] = read_number(
         settings, "final_logit_softcapping", 30.0, None)
-    return TransformerConfig(**fields | _positions(settings)
-                             | _gemma_scores(settings)
-                             | _windows(settings, window, layer_types))
+    return TransformerConfig(**by_layer(
+        fields | _positions(settings) | _gemma_scores(settings)
+        | _windows(settings, window, layer_types)))
 
 # %% ../../nbs/41_llama.ipynb #757cfe51
 def read_gemma3(settings):
@@ -476,18 +475,16 @@ def read_gemma3(settings):
     }
     fields |= _gemma_scores(settings) | _windows(
         settings, _count(settings, "sliding_window", 4096), layer_types)
-    fields["rope_theta"], fields["rope_scaling"] = zip(
-        *(turns[name] for name in layer_types), strict=True)
-    return TransformerConfig(**fields)
+    fields["rope_theta"], fields["rope_scaling"] = map(list, zip(
+        *(turns[name] for name in layer_types), strict=True))
+    return TransformerConfig(**by_layer(fields))
 
 # %% ../../nbs/41_llama.ipynb #bcdfd494
-def _experts(settings, fields, *, key, n_active):
+def _experts(settings, *, key, n_active):
     """The fields that say which experts there are."""
     for name in ("output_router_logits", "router_aux_loss_coef"):
         settings.get(name)  # they speak of training only
-    activation = FEED_FORWARDS[fields["feed_forward"]][1]
     return {"n_experts": _count(settings, key),
-            "expert_activation": activation,
             "n_active_experts": _count(settings, "num_experts_per_tok",
                                        n_active)}
 
@@ -495,41 +492,39 @@ def _experts(settings, fields, *, key, n_active):
 def read_mixtral(settings):
     """The same as `read_llama` for Mixtral."""
     read_choice(settings, "router_jitter_noise", 0.0)
-    fields = LLAMA | _common(settings, eps=1e-5)
-    fields |= _experts(settings, fields, key="num_local_experts", n_active=2)
-    fields |= {"feed_forward": "experts", "d_expert": fields["d_ff"]}
-    return TransformerConfig(**fields | _positions(settings, theta=1e6)
-                             | _all_sliding(settings, _count(
-                                 settings, "sliding_window", None)))
+    window = _count(settings, "sliding_window", None)
+    return TransformerConfig(**by_layer(
+        LLAMA | _common(settings, eps=1e-5)
+        | _experts(settings, key="num_local_experts", n_active=2)
+        | _positions(settings, theta=1e6) | _all_sliding(settings, window)))
 
 # %% ../../nbs/41_llama.ipynb #151ae263
 def read_qwen3_moe(settings):
     """The same as `read_llama` for Qwen 3 with experts."""
     fields = QWEN3 | _common(settings)
     old = settings.get("num_experts") is not None
-    fields |= _experts(settings, fields, n_active=8,
-                       key="num_experts" if old else "num_local_experts")
+    experts = _experts(settings, n_active=8, key="num_experts" if old else
+                       "num_local_experts")
+    experts["d_ff"] = _count(settings, "moe_intermediate_size", 768)
     dense = settings.get("mlp_only_layers") or []
     if not (isinstance(dense, list) and set(dense) <= set(
             range(fields["n_layers"]))):
         raise ValueError(f"mlp_only_layers={dense!r}: must be a list of "
                          f"layers, 0 to {fields['n_layers'] - 1}")
     step = _count(settings, "decoder_sparse_step", 1)
-    kinds = tuple(
-        fields["feed_forward"] if i in dense or (i + 1) % step else "experts"
-        for i in range(fields["n_layers"]))
-    fields |= {
-        "feed_forward": kinds if len(set(kinds)) > 1 else kinds[0],
-        "d_expert": _count(settings, "moe_intermediate_size", 768),
-        "renormalize_experts": read_choice(settings, "norm_topk_prob", False,
-                                       True)}
+    fields["renormalize_experts"] = read_choice(settings, "norm_topk_prob",
+                                                False, True)
+    for name, value in experts.items():
+        fields[name] = [
+            fields.get(name) if i in dense or (i + 1) % step else value
+            for i in range(fields["n_layers"])]
     window = _count(settings, "sliding_window", 4096, None)
     if not read_choice(settings, "use_sliding_window", False, True):
         window = None
     settings.get("max_window_layers")  # means nothing in this family
-    return TransformerConfig(**fields | _positions(settings)
-                             | _all_sliding(settings, window)
-                             | _biases(settings, attention_bias="qkv out"))
+    return TransformerConfig(**by_layer(
+        fields | _positions(settings) | _all_sliding(settings, window)
+        | _biases(settings, attention_bias="qkv out")))
 
 # %% ../../nbs/41_llama.ipynb #7743475c
 def write_decoder(config):
@@ -543,13 +538,11 @@ def write_decoder(config):
         ignores those that it does not know.
     """
     layers = [config.at(i) for i in range(config.n_layers)]
-    dense = [i for i, layer in enumerate(layers)
-             if layer["feed_forward"] != "experts"]
+    dense = [i for i, layer in enumerate(layers) if not layer.n_experts]
+    wide = [layer.d_ff for layer in layers if not layer.n_experts]
+    sparse = [layer for layer in layers if layer.n_experts] or layers
     spelled = {gate: name for name, gate in _GATED.items()}
-    activation = (spelled.get(layers[dense[0]]["feed_forward"]) if dense else
-                  {FEED_FORWARDS[gate][1]: name
-                   for gate, name in spelled.items()}[
-                       config.expert_activation])
+    activation = spelled.get(layers[0].feed_forward)
     return {
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length,
@@ -558,7 +551,7 @@ def write_decoder(config):
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.d_head,
-        "intermediate_size": config.d_ff,
+        "intermediate_size": wide[0] if wide else config.d_ff,
         "rms_norm_eps": config.norm_eps,
         "initializer_range": config.initializer_range,
         "tie_word_embeddings": config.tie_weights,
@@ -570,18 +563,18 @@ def write_decoder(config):
         "final_logit_softcapping": config.logit_softcap,
         "query_pre_attn_scalar": round(
             (config.attention_scale or config.d_head ** -0.5) ** -2),
-        "num_local_experts": config.n_experts,
-        "num_experts": config.n_experts,
-        "num_experts_per_tok": config.n_active_experts,
-        "moe_intermediate_size": config.d_expert,
+        "num_local_experts": sparse[0].n_experts,
+        "num_experts": sparse[0].n_experts,
+        "num_experts_per_tok": sparse[0].n_active_experts,
+        "moe_intermediate_size": sparse[0].d_ff,
         "norm_topk_prob": config.renormalize_experts,
         "decoder_sparse_step": 1, "mlp_only_layers": dense,
-    } | _write_windows(layers, config.window) | _write_rope(config, layers)
+    } | _write_windows(layers, config.window) | _write_rope(layers)
 
 
 def _write_windows(layers, window):
     names = {kind: name for name, kind in _KINDS.items()}
-    layer_types = [names.get(layer["attention"]) for layer in layers]
+    layer_types = [names.get(layer.attention) for layer in layers]
     slide = "sliding_attention" in layer_types
     return {"sliding_window": window if slide else None,
             "use_sliding_window": slide, "layer_types": layer_types,
@@ -589,13 +582,14 @@ def _write_windows(layers, window):
                                   if slide else len(layers))}
 
 
-def _write_rope(config, layers):
+def _write_rope(layers):
     """In the older spelling, which all versions of the library read."""
-    turns = {layer["attention"]: (layer["rope_theta"], layer["rope_scaling"])
+    turns = {layer.attention: (layer.rope_theta, layer.rope_scaling)
              for layer in layers}
-    if not isinstance(config.rope_theta, tuple):
-        theta, scaling = config.rope_theta, config.rope_scaling
-        keys = {"rope_theta": theta, "rope_scaling": scaling}
+    theta, scaling = next(iter(turns.values()))
+    if all(turn == (theta, scaling) for turn in turns.values()):
+        keys = {"rope_theta": theta, "rope_scaling": scaling,
+                "rope_local_base_freq": theta}
         if scaling and scaling["rope_type"] == "dynamic":
             scaling = dict(scaling)
             keys["max_position_embeddings"] = scaling.pop(
@@ -613,92 +607,48 @@ def _write_rope(config, layers):
         "sliding_attention": {"rope_theta": local} | local_scaling}}
 
 # %% ../../nbs/41_llama.ipynb #4297b9a8
-def decoder_names(config, *, experts=None):
-    """Which tensors of a checkpoint fill which parameters of a model.
+DECODER_NAMES = {
+    "embeddings.tokens": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+    "layers.*.attention_norm": "model.layers.*.input_layernorm",
+    "layers.*.feed_forward_norm": "model.layers.*.post_attention_layernorm",
+} | {f"layers.*.attention.{x}": f"model.layers.*.self_attn.{x}"
+     for x in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+} | {f"layers.*.feed_forward.{x}": f"model.layers.*.mlp.{x}"
+     for x in ("gate_proj", "up_proj", "down_proj")}
 
-    Args:
-        config: a `TransformerConfig` of one of the nine families.
-        experts: the names of a layer's experts, and in them of the gate and
-            of the two other matrices.
-
-    Returns:
-        A dict from our names to theirs. Where several of theirs fill one of
-        ours, from top to bottom, it is a dict from each to its rows.
-    """
-    names = {"embedding.weight": "model.embed_tokens.weight",
-             "final_norm.weight": "model.norm.weight"}
-    if not config.tie_weights:
-        names["head.weight"] = "lm_head.weight"
-    for i in range(config.n_layers):
-        for ours, kind, theirs in _layer_names(config, i, experts):
-            for part in ["weight", "bias"][:1 + (kind in config.biases)]:
-                target = f"layers.{i}.{ours}.{part}"
-                source = {f"model.layers.{i}.{name}.{part}": rows
-                          for name, rows in theirs.items()}
-                names[target] = source if len(source) > 1 else [*source][0]
-    return names
+SANDWICH_NAMES = DECODER_NAMES | {  # Gemma 2 and 3
+    "layers.*.attention_post_norm":
+        "model.layers.*.post_attention_layernorm",
+    "layers.*.feed_forward_norm": "model.layers.*.pre_feedforward_layernorm",
+    "layers.*.feed_forward_post_norm":
+        "model.layers.*.post_feedforward_layernorm"}
 
 
-def _layer_names(config, layer, experts):
-    """Our part of a block, its kind of bias, and theirs with their rows."""
-    query = config.n_heads * config.d_head
-    key = config.n_kv_heads * config.d_head
-    yield "attention_norm", "", {"input_layernorm": None}
-    yield "attention.qkv", "qkv", {
-        "self_attn.q_proj": query, "self_attn.k_proj": key,
-        "self_attn.v_proj": key}
-    yield "attention.out", "out", {"self_attn.o_proj": None}
-    if config.qk_norm:
-        yield "attention.query_norm", "", {"self_attn.q_norm": None}
-        yield "attention.key_norm", "", {"self_attn.k_norm": None}
-    after, before = "post_attention_layernorm", "pre_feedforward_layernorm"
-    if config.norm_placement == "sandwich":
-        yield "attention_post_norm", "", {after: None}
-        yield "feed_forward_norm", "", {before: None}
-        yield "feed_forward_post_norm", "", {
-            "post_feedforward_layernorm": None}
-    else:
-        yield "feed_forward_norm", "", {after: None}
-    if config.at(layer)["feed_forward"] == "experts":
-        yield from _expert_names(config, *experts)
-    else:
-        yield "feed_forward.gate_up", "ff", {
-            "mlp.gate_proj": config.d_ff, "mlp.up_proj": config.d_ff}
-        yield "feed_forward.down", "ff", {"mlp.down_proj": None}
+def _with_experts(block, **names):
+    ours, theirs = "layers.*.feed_forward", f"model.layers.*.{block}"
+    return DECODER_NAMES | {f"{ours}.router": f"{theirs}.gate"} | {
+        f"{ours}.experts.*.{x}": f"{theirs}.experts.*.{names.get(x, x)}"
+        for x in ("gate_proj", "up_proj", "down_proj")}
 
 
-def _expert_names(config, block, gate, up, down):
-    yield "feed_forward.router", "", {f"{block}.gate": None}
-    for e in range(config.n_experts):
-        ours, theirs = f"feed_forward.experts.{e}", f"{block}.experts.{e}"
-        yield f"{ours}.gate_up", "", {f"{theirs}.{gate}": config.d_expert,
-                                      f"{theirs}.{up}": config.d_expert}
-        yield f"{ours}.down", "", {f"{theirs}.{down}": None}
+MIXTRAL_NAMES = _with_experts("block_sparse_moe", gate_proj="w1",
+                              up_proj="w3", down_proj="w2")
+QWEN3_MOE_NAMES = _with_experts("mlp")
 
-
-def mixtral_names(config):
-    """`decoder_names` for Mixtral."""
-    return decoder_names(config, experts=("block_sparse_moe", "w1", "w3",
-                                          "w2"))
-
-
-def qwen3_moe_names(config):
-    """`decoder_names` for Qwen 3 with experts."""
-    return decoder_names(config, experts=("mlp", "gate_proj", "up_proj",
-                                          "down_proj"))
-
-# %% ../../nbs/41_llama.ipynb #b65b418f
+# %% ../../nbs/41_llama.ipynb #1a0299c1
 LLAMA_FAMILIES = tuple(
     Family(model_type, architecture, read, write_decoder, names)
     for model_type, architecture, read, names in [
-        ("llama", "LlamaForCausalLM", read_llama, decoder_names),
-        ("mistral", "MistralForCausalLM", read_mistral, decoder_names),
-        ("qwen2", "Qwen2ForCausalLM", read_qwen2, decoder_names),
-        ("qwen3", "Qwen3ForCausalLM", read_qwen3, decoder_names),
-        ("gemma", "GemmaForCausalLM", read_gemma, decoder_names),
-        ("gemma2", "Gemma2ForCausalLM", read_gemma2, decoder_names),
-        ("gemma3_text", "Gemma3ForCausalLM", read_gemma3, decoder_names),
-        ("mixtral", "MixtralForCausalLM", read_mixtral, mixtral_names),
+        ("llama", "LlamaForCausalLM", read_llama, DECODER_NAMES),
+        ("mistral", "MistralForCausalLM", read_mistral, DECODER_NAMES),
+        ("qwen2", "Qwen2ForCausalLM", read_qwen2, DECODER_NAMES),
+        ("qwen3", "Qwen3ForCausalLM", read_qwen3, DECODER_NAMES),
+        ("gemma", "GemmaForCausalLM", read_gemma, DECODER_NAMES),
+        ("gemma2", "Gemma2ForCausalLM", read_gemma2, SANDWICH_NAMES),
+        ("gemma3_text", "Gemma3ForCausalLM", read_gemma3, SANDWICH_NAMES),
+        ("mixtral", "MixtralForCausalLM", read_mixtral, MIXTRAL_NAMES),
         ("qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3_moe,
-         qwen3_moe_names),
+         QWEN3_MOE_NAMES),
     ])

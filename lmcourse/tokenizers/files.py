@@ -20,12 +20,8 @@ from typing import NamedTuple
 
 import regex
 
-from lmcourse.tokenizers.base import (
-    Characters,
-    Words,
-    check_text,
-    prepare_text,
-)
+from ..files import read_json, write_json
+from .base import Characters, Words, prepare_text
 from lmcourse.tokenizers.bpe import (
     GPT2_ALPHABET,
     GPT2_PATTERN,
@@ -387,36 +383,6 @@ def _flat(normalizer):
 def _joined(steps):
     """One normalizer of several steps; None if there are none."""
     return Steps(tuple(steps)) if len(steps) > 1 else (steps or [None])[0]
-
-# %% ../../nbs/84_tokenizer_files.ipynb #15d9a8f9
-def _text(path):
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8, {error.reason} at byte "
-                         f"{error.start}") from None
-
-
-def _read_json(text):
-    def refuse(name):
-        raise ValueError(f"{name} is no number of JSON")
-
-    try:
-        return json.loads(text, object_pairs_hook=_once,
-                          parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON, {error}") from None
-    except RecursionError:
-        raise ValueError("is not JSON that nests so deeply") from None
-
-
-def _once(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r:.60} is there twice")
-    return found
 
 # %% ../../nbs/84_tokenizer_files.ipynb #309bdd5a
 class Matching(NamedTuple):
@@ -1132,7 +1098,7 @@ _MODELS = {"BPE": _bpe, "WordPiece": _wordpiece, "Unigram": _unigram,
 
 def _read_tokenizer_json(path):
     """The tokenizer in a `tokenizer.json`."""
-    top = _Object(_read_json(_text(path)))
+    top = _Object(read_json(path))
     top.fixed("version", "1.0")
     top.fixed("truncation", None, needed=False)
     top.fixed("padding", None, needed=False)
@@ -1163,9 +1129,17 @@ def _guess(fields):
             else "WordLevel")
 
 # %% ../../nbs/84_tokenizer_files.ipynb #84a7d9fb
+def _text(path):
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8, {error.reason} at byte "
+                         f"{error.start}") from None
+
+
 def _read_vocab_and_merges(path, pattern=GPT2_PATTERN):
     """`vocab.json` and `merges.txt`, as GPT-2 came in."""
-    data = _read_json(_text(path))
+    data = read_json(path)
     vocab = _vocab(_Object({"vocab": data}, path.name))
     lines = _text(path.with_name("merges.txt")).split("\n")
     merges = []
@@ -1210,7 +1184,7 @@ def _bert_settings(path):
     """BERT's normalizer, as the file beside `vocab.txt` says, if any."""
     if not path.exists():
         return BertNormalizer()
-    found = _Object(_read_json(_text(path)), path.name)
+    found = _Object(read_json(path), path.name)
     return BertNormalizer(
         lowercase=found.take("do_lower_case", bool, True),
         chinese=found.take("tokenize_chinese_chars", bool, True),
@@ -1386,17 +1360,13 @@ def save_tokenizer(tokenizer, folder):
         raise TypeError(f"tokenizer: {type(tokenizer).__name__} cannot be "
                         "saved; must be one of "
                         f"{', '.join(c.__name__ for c in _WRITERS)}")
-    text = json.dumps({
+    content = {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": _write_added(tokenizer),
-        "post_processor": _write_around(tokenizer), **writer(tokenizer)},
-        ensure_ascii=False, indent=1)
-    check_text("tokenizer", text)
+        "post_processor": _write_around(tokenizer), **writer(tokenizer)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    writing = folder / "tokenizer.json.writing"
-    writing.write_text(text, encoding="utf-8")
-    writing.replace(folder / "tokenizer.json")
+    write_json(folder / "tokenizer.json", content)
 
 
 def _write_added(tokenizer):

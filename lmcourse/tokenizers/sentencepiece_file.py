@@ -20,6 +20,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from ..files import write_atomically
 from .base import split_at
 from .bpe import WordMemory
 from lmcourse.tokenizers.unigram import (
@@ -765,10 +766,7 @@ def write_sentencepiece(tokenizer, path):
             (1, "user_defined" if charsmap else "identity"),
             (2, charsmap.blob if charsmap else b""),
             (3, tokenizer.prefix_space), (4, normalizer.collapse)]))])
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def _roles(tokenizer):
