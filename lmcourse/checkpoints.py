@@ -241,7 +241,7 @@ class _Reader:
         self._left -= block.nbytes
         return block
 
-
+# %% ../nbs/70_checkpoints.ipynb #616411f2
 def _blocks(stored, place, read):
     """Yield where a block goes in the parameter, and the block."""
     i, n = place.part
@@ -271,7 +271,7 @@ def _equal(stored, other):
     return all(torch.equal(a, b) for (_, a), (_, b) in zip(
         *both, strict=True))
 
-# %% ../nbs/70_checkpoints.ipynb #616411f2
+# %% ../nbs/70_checkpoints.ipynb #6b6fb845
 def _make_real(model, *, device, dtype):
     """Empty tensors in the place of a meta model's, shared where it shares."""
     made = {}
@@ -299,7 +299,7 @@ def _fill(model, plan, *, title):
                 target[index].copy_(block)
                 bar.update(target[index].nbytes)
 
-
+# %% ../nbs/70_checkpoints.ipynb #5f324c23
 def _number_format(plan, wanted):
     """The dtype of the model: the one asked for, or that of the files."""
     stored = {}
@@ -369,7 +369,7 @@ def load_model(folder_or_hub_id, *, into=None, device=None, dtype=None,
     model.settings = settings
     return model.eval()
 
-
+# %% ../nbs/70_checkpoints.ipynb #54fbaaa8
 def _load_new(model, files, *, dtype, device):
     plan = _plan(model, files)
     for path, name, _, shape in _without_place(files, plan):
@@ -403,7 +403,7 @@ def _check_into(model, config, path, *, device, dtype):
             raise ValueError(f"{path}: asks for {name}={value!r}, the model "
                              f"given as into has {given[name]!r}")
 
-
+# %% ../nbs/70_checkpoints.ipynb #555f267d
 def _fresh(model, files):
     """The parameters that keep their values."""
     found, fresh, head = {}, set(), set()

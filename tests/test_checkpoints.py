@@ -502,7 +502,7 @@ def test_into_refuses_what_it_cannot_fill(folder):
 def test_a_strange_head_is_not_saved_as_the_usual_one(folder, tmp_path):
     model = load_model(folder)
     model.head = nn.Linear(16, 50)
-    with pytest.raises(ValueError, match="head.bias has shape .50,., a .* has None"):
+    with pytest.raises(ValueError, match="head.bias has shape .50,."):
         save_model(model, tmp_path / "m")
 
 
@@ -648,7 +648,7 @@ def test_a_name_that_is_neither(folder, tmp_path, monkeypatch):
 
 # Published sizes
 
-@pytest.mark.parametrize("name,total", [
+@pytest.mark.parametrize("name, total", [
     ("llama-1-7b", 6_738_415_616), ("llama-1-13b", 13_015_864_320),
     ("llama-1-33b", 32_528_943_616), ("llama-1-65b", 65_285_660_672),
     ("llama-2-7b", 6_738_415_616), ("llama-2-13b", 13_015_864_320),
@@ -665,7 +665,9 @@ def test_a_name_that_is_neither(folder, tmp_path, monkeypatch):
     ("gemma-2-9b", 9_241_705_984), ("gemma-2-27b", 27_227_128_320),
     ("gemma-3-1b", 999_885_952), ("gemma-3-4b", 3_880_263_168),
     ("gemma-3-12b", 11_766_034_176), ("gemma-3-27b", 27_009_346_304),
-    ("mixtral-8x7b", 46_702_792_704), ("qwen3-30b-a3b", 30_532_122_624),
+    ("mixtral-8x7b", 46_702_792_704),
+    pytest.param("qwen3-30b-a3b", 30_532_122_624,  # in chapter 41 as well
+                 marks=pytest.mark.nightly),
 ])
 def test_published_parameter_counts(name, total):
     assert total_and_active(OPEN_DECODERS[name])[0] == total

@@ -234,7 +234,7 @@ def essential_fields(config):
     fields["attention_scale"] = config.attention_scale or config.d_head ** -.5
     return fields
 
-
+# %% ../../nbs/39_family.ipynb #a625ff34
 def write_config(family, config):
     """The keys and values by which a family says a configuration.
 

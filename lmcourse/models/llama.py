@@ -262,7 +262,7 @@ _ROPE_NUMBERS = {  # of each kind: those that it needs, those it may have
                  "original_max_position_embeddings"),
 }
 
-
+# %% ../../nbs/41_llama.ipynb #f5198901
 def _rope(numbers, *, theta, length):
     """The base and the scaling that a dict of rope's numbers stands for."""
     numbers = {k: v for k, v in numbers.items() if v is not None}
@@ -293,7 +293,7 @@ def _rope(numbers, *, theta, length):
             "original_max_position_embeddings"])
     return theta, {"rope_type": kind, **numbers}
 
-
+# %% ../../nbs/41_llama.ipynb #6df208a1
 def _object(settings, key):
     value = settings.get(key) or {}
     if not isinstance(value, dict):
@@ -446,6 +446,7 @@ def read_gemma2(settings):
         | _windows(settings, window, layer_types)))
 
 # %% ../../nbs/41_llama.ipynb #757cfe51
+#| code-fold: true
 def read_gemma3(settings):
     """The same as `read_llama` for the text part of Gemma 3."""
     read_choice(settings, "attn_logit_softcapping", None)
@@ -499,6 +500,7 @@ def read_mixtral(settings):
         | _positions(settings, theta=1e6) | _all_sliding(settings, window)))
 
 # %% ../../nbs/41_llama.ipynb #151ae263
+#| code-fold: true
 def read_qwen3_moe(settings):
     """The same as `read_llama` for Qwen 3 with experts."""
     fields = QWEN3 | _common(settings)
@@ -571,7 +573,8 @@ def write_decoder(config):
         "decoder_sparse_step": 1, "mlp_only_layers": dense,
     } | _write_windows(layers, config.window) | _write_rope(layers)
 
-
+# %% ../../nbs/41_llama.ipynb #936e5e1a
+#| code-fold: true
 def _write_windows(layers, window):
     names = {kind: name for name, kind in _KINDS.items()}
     layer_types = [names.get(layer.attention) for layer in layers]
