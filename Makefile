@@ -15,7 +15,7 @@ export TQDM_DISABLE ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider
 SIDE_BY_SIDE := -n $(JOBS) --dist loadfile
 NBVAL := $(PYTEST) $(SIDE_BY_SIDE) --nbval --nbval-current-env \
-	--nbval-sanitize-with nbs/nbval_sanitize.cfg --nbval-cell-timeout 900
+	--nbval-sanitize-with nbs/nbval_sanitize.cfg --nbval-cell-timeout 1800
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 8

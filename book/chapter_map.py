@@ -14,6 +14,8 @@ from sphinx.util.docutils import SphinxDirective
 
 WIDTH, HEIGHT, STEP = 292, 26, 32  # of a box, and from one to the next
 PART_GAP, LANE, MARGIN, BEND = 12, 13, 4, 6
+CAPTIONS = {"8": "Workshop: what may be skipped"}  # by the first digit
+CAPTION_GAP = 34
 COLORS = 4  # book.css has as many
 
 
@@ -62,7 +64,7 @@ def heights(stems):
     y, part, middles = MARGIN + HEIGHT / 2, None, {}
     for stem in stems:
         if part not in (None, stem[0]):
-            y += PART_GAP
+            y += CAPTION_GAP if stem[0] in CAPTIONS else PART_GAP
         middles[stem], part = y, stem[0]
         y += STEP
     return middles
@@ -95,6 +97,17 @@ def box(x, y, path, needs):
             '</text></a>')
 
 
+def captions(x, middle):
+    """What stands above the first box of some parts."""
+    firsts = {}
+    for stem, y in middle.items():
+        firsts.setdefault(stem[0], y)
+    return "".join(
+        f'<text x="{x}" y="{firsts[part] - HEIGHT / 2 - 7}">'
+        f'{html.escape(CAPTIONS[part])}</text>'
+        for part in firsts if part in CAPTIONS)
+
+
 def draw():
     """The map as SVG, in the colors of the theme."""
     paths = {path.stem: path for path in chapters.chapters()}
@@ -118,7 +131,8 @@ def draw():
     return (f'<svg class="chapter-map" viewBox="0 0 {width} {height}" '
             f'style="max-width: {width}px" role="group" aria-label="Map: an '
             'arrow leads from each chapter to the chapters that build on '
-            f'it">{"".join(lines)}{"".join(boxes)}</svg>')
+            f'it">{"".join(lines)}{captions(x, middle)}{"".join(boxes)}'
+            '</svg>')
 
 
 class ChapterMap(SphinxDirective):

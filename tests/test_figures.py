@@ -6,7 +6,13 @@ import re
 import matplotlib
 import pytest
 
-from lmcourse.figures import Interactive, show_matrix
+from lmcourse.figures import (
+    Interactive,
+    draw_arrow,
+    draw_box,
+    draw_sum,
+    show_matrix,
+)
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -47,6 +53,17 @@ def test_a_matrix_without_numbers(ax):
 def test_labels_must_be_as_many_as_rows_and_columns(ax):
     with pytest.raises(ValueError, match=r"^matrix: the shape is \(3, 2\)"):
         show_matrix(ax, [[0, 1], [2, 3], [4, 5]], **LABELS)
+
+
+def test_a_drawing_of_boxes_and_arrows(ax):
+    draw_box(ax, 1, 2, "norm", width=2, height=1, color="C1")
+    draw_arrow(ax, (1, 0), (1, 1), (0, 1))
+    draw_sum(ax, 1, 3)
+    assert [t.get_text() for t in ax.texts] == ["norm", "", "+"]
+    corners = ax.patches[0].get_xy()[:4].tolist()
+    assert corners == [[0, 1.5], [2, 1.5], [2, 2.5], [0, 2.5]]
+    assert ax.lines[0].get_xydata().tolist() == [[1, 0], [1, 1], [0, 1]]
+    assert ax.texts[1].xy == (0, 1)  # where the head points to
 
 
 def test_a_moving_figure_carries_its_data_whatever_it_says():

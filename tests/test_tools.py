@@ -14,6 +14,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PATIENT = 300  # seconds: a busy machine is no fault
 HEADER = """---
 jupytext:
   text_representation:
@@ -59,7 +60,7 @@ def test_run_writes_outputs_module_and_run_time(project):
                          "#| export\ndef double(x):\n    return 2 * x",
                          "double(21)")
     run = start(project, "run", "05")
-    output, _ = run.communicate(timeout=120)
+    output, _ = run.communicate(timeout=PATIENT)
     assert run.returncode == 0, output
     nb = nbformat.read(path, as_version=4)
     assert nb.cells[-1].outputs[0].data["text/plain"] == "42"
@@ -71,20 +72,20 @@ def test_run_writes_outputs_module_and_run_time(project):
 def test_interrupted_run_leaves_the_notebook_as_it_was(project):
     marker = project / "started"
     path = write_chapter(project, "1 + 1")
-    assert start(project, "run").wait(timeout=120) == 0
+    assert start(project, "run").wait(timeout=PATIENT) == 0
     write_chapter(project, f"import pathlib, time\npathlib.Path("
                            f"{str(marker)!r}).touch()\ntime.sleep(600)")
     os.utime(project / "nbs/text/05_chapter.md", (2e9, 2e9))
-    assert start(project, "sync").wait(timeout=60) == 0
+    assert start(project, "sync").wait(timeout=PATIENT) == 0
     before = path.read_bytes()
     run = start(project, "run")
-    for _ in range(600):
+    for _ in range(10 * PATIENT):
         if marker.exists():
             break
         time.sleep(0.1)
     assert marker.exists()
     os.killpg(run.pid, signal.SIGINT)
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=PATIENT)
     assert run.returncode != 0
     assert output.endswith("Interrupted: 05_chapter.ipynb is as it was.\n")
     assert path.read_bytes() == before
@@ -93,10 +94,10 @@ def test_interrupted_run_leaves_the_notebook_as_it_was(project):
 
 def test_failing_cell_is_reported_and_changes_nothing(project):
     path = write_chapter(project, "1 / 0")
-    assert start(project, "sync").wait(timeout=60) == 0
+    assert start(project, "sync").wait(timeout=PATIENT) == 0
     before = path.read_bytes()
     run = start(project, "run")
-    output, _ = run.communicate(timeout=120)
+    output, _ = run.communicate(timeout=PATIENT)
     assert run.returncode == 1
     assert "ZeroDivisionError" in output
     assert "05_chapter.ipynb failed and is as it was." in output
@@ -112,7 +113,7 @@ def test_a_fork_edits_one_file(project):
     text = settings.read_text()
     settings.write_text(text.replace("example-owner", "somebody"))
     run = start(project, "owner")
-    output, _ = run.communicate(timeout=120)
+    output, _ = run.communicate(timeout=PATIENT)
     assert run.returncode == 0, output
     home = "https://github.com/somebody/lmcourse"
     assert f"git+{home}@main" in path.read_text()
@@ -125,9 +126,54 @@ def test_a_fork_edits_one_file(project):
 def test_unknown_chapter_is_named(project):
     write_chapter(project, "1")
     run = start(project, "run", "77")
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=PATIENT)
     assert run.returncode == 1
     assert "CH=77 is no chapter; there are: 05_chapter" in output
+
+
+SMALL = """
+__all__ = ["used", "left", "Base", "Used", "Left", "MADE"]
+import functools
+def used(x, *, y=1):
+    return x + y
+def left():
+    return used(1)
+class Base:
+    def method(self):
+        return 1
+class Used(Base):
+    pass
+class Left(tuple):
+    pass
+@functools.cache
+def kept(x):
+    return x
+"""
+CALLS = """
+import inspect
+from lmcourse.small import Used, used
+def test_used():
+    assert str(inspect.signature(used)) == "(x, *, y=1)"
+    assert [used(1), used(1, y=5)] == [2, 6]
+    assert str(inspect.signature(used)) == "(x, *, y=1)"
+def test_class():
+    assert Used().method() == Used().method() == 1
+"""
+
+
+def test_public_names_that_no_test_calls_are_listed(project):
+    (project / "lmcourse/small.py").write_text(SMALL)
+    (project / "tests").mkdir()
+    (project / "tests/test_small.py").write_text(CALLS)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
+         "tools.called"], cwd=project, capture_output=True, text=True,
+        timeout=PATIENT)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    listed = [line for line in done.stdout.splitlines()
+              if line.startswith("lmcourse.")]
+    assert listed == ["lmcourse.small.Left", "lmcourse.small.left"]
+    assert done.returncode == 1
 
 
 def serve(folder, port):
@@ -142,18 +188,18 @@ def test_serve_prints_the_address(tmp_path):
     try:
         line = server.stdout.readline()
         address = line.split()[4]
-        with urllib.request.urlopen(address, timeout=10) as page:
+        with urllib.request.urlopen(address, timeout=PATIENT) as page:
             assert page.read() == b"the book"
     finally:
         server.send_signal(signal.SIGINT)
-        server.communicate(timeout=10)
+        server.communicate(timeout=PATIENT)
     assert server.returncode == 0
 
 
 @pytest.mark.parametrize("port", ["99999", "-1", "here"])
 def test_serve_on_no_port_says_so(tmp_path, port):
     server = serve(tmp_path, port)
-    output, _ = server.communicate(timeout=20)
+    output, _ = server.communicate(timeout=PATIENT)
     assert server.returncode == 1
     assert output.startswith(f"PORT={port} cannot be served on: ")
     assert len(output.splitlines()) == 1
@@ -163,7 +209,7 @@ def test_serve_on_a_taken_port_says_so(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = serve(tmp_path, port)
-        output, _ = server.communicate(timeout=20)
+        output, _ = server.communicate(timeout=PATIENT)
     assert server.returncode == 1
     assert output.startswith(f"PORT={port} cannot be served on: ")
     assert len(output.splitlines()) == 1
@@ -194,7 +240,7 @@ def browser(tmp_path):
         write("apt-get", APT.format(folder=tmp_path, case=case))
         done = subprocess.run(
             [shutil.which("sh"), ROOT / "tools/browser.sh"], text=True,
-            capture_output=True, timeout=60, env={
+            capture_output=True, timeout=PATIENT, env={
                 "PATH": str(tmp_path), "PYTHON": "python", **environment})
         return done, (tmp_path / "calls").read_text().splitlines()
 

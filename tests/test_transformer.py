@@ -20,6 +20,7 @@ from lmcourse.layers.transformer import (
     Transformer,
     TransformerConfig,
     build_embeddings,
+    build_encoder_decoder,
     build_transformer,
     by_layer,
 )
@@ -432,3 +433,96 @@ def test_meta_has_the_same_shapes_and_takes_weights(variant):
     empty.load_state_dict(model.state_dict(), assign=True)
     x = ids(1, 7)
     assert torch.equal(empty.eval()(x), model(x))
+
+
+def of_attention(theirs, name):
+    """Parameters of torch's attention under our names."""
+    yield f"{name}.o_proj.weight", theirs.out_proj.weight
+    yield f"{name}.o_proj.bias", theirs.out_proj.bias
+    for kind in ("weight", "bias"):
+        stacked = getattr(theirs, f"in_proj_{kind}").chunk(3)
+        for x, part in zip("qkv", stacked, strict=True):
+            yield f"{name}.{x}_proj.{kind}", part
+
+
+def of_layer(theirs, cross):
+    """Parameters of one of torch's layers under our names."""
+    yield from of_attention(theirs.self_attn, "attention")
+    pieces = {"feed_forward.up_proj": theirs.linear1,
+              "feed_forward.down_proj": theirs.linear2,
+              "attention_norm": theirs.norm1}
+    if cross:
+        yield from of_attention(theirs.multihead_attn, "cross_attention")
+        pieces |= {"cross_attention_norm": theirs.norm2,
+                   "feed_forward_norm": theirs.norm3}
+    else:
+        pieces["feed_forward_norm"] = theirs.norm2
+    for name, module in pieces.items():
+        for kind, parameter in module.named_parameters():
+            yield f"{name}.{kind}", parameter
+
+
+def two_stacks(placement):
+    """torch's encoder-decoder, and ours with its weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = torch.nn.Transformer(
+            32, 4, 3, 3, 48, dropout=0.0, batch_first=True,
+            norm_first=placement == "pre").double().eval()
+        for p in theirs.parameters():
+            p.data += 0.1 * torch.randn_like(p)
+    ours = build_encoder_decoder(TransformerConfig(**{
+        **BASE, "n_layers": 3, "feed_forward": "relu",
+        "positions": "sinusoidal", "norm_placement": placement})).double()
+    for mine, other in ((ours.encoder, theirs.encoder),
+                        (ours.decoder, theirs.decoder)):
+        mine.final_norm = other.norm  # torch has it in both placements
+        for block, layer in zip(mine.layers, other.layers, strict=True):
+            block.load_state_dict(dict(of_layer(layer, mine is ours.decoder)))
+    return theirs, ours.eval()
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_encoder_decoder_equals_torchs(placement, padded):
+    theirs, ours = two_stacks(placement)
+    x, y = ids(2, 9), ids(2, 6, seed=1)
+    read, said = (torch.ones_like(z, dtype=torch.bool) for z in (x, y))
+    if padded:
+        read[1, 5:], said[1, 4:] = False, False
+    embedded = [ours.encoder.embeddings(z, positions=torch.arange(
+        z.shape[1])) for z in (x, y)]
+    expected = theirs(*embedded, tgt_mask=~causal_mask(6),
+                      src_key_padding_mask=~read,
+                      memory_key_padding_mask=~read,
+                      tgt_key_padding_mask=~said)
+    masks = {"attention_mask": read, "decoder_attention_mask": said}
+    found = ours.hidden_states(x, decoder_input_ids=y,
+                               **(masks if padded else {}))
+    assert (found - expected)[said].abs().max() < 1e-10
+    logits = ours(x, decoder_input_ids=y, **(masks if padded else {}))
+    assert torch.equal(logits, ours.head(found))
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_an_encoder_decoder_writes_step_by_step():
+    _, model = two_stacks("pre")
+    x, y, maps = ids(2, 9), ids(2, 6, seed=1), []
+    real = torch.ones_like(x)
+    real[0, 7:] = 0
+    whole = model(x, decoder_input_ids=y, attention_mask=real,
+                  source_maps=maps)
+    assert len(maps) == 3 and maps[0].shape == (2, 4, 6, 9)
+    assert (maps[0][0, :, :, 7:] == 0).all()
+    source = model.encoder.hidden_states(x, attention_mask=real)
+    cache = model.decoder.new_cache()
+    parts = [model.decoder(part, source=source, source_mask=real,
+                           cache=cache) for part in y.split(2, dim=1)]
+    assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-10
+
+
+def test_norms_on_both_sides_know_no_source():
+    with pytest.raises(ValueError, match="norm_placement='sandwich'"):
+        build_encoder_decoder(TransformerConfig(
+            **BASE, norm_placement="sandwich"))

@@ -4,11 +4,13 @@
 
 A function is given other code, which at the first call notes the name, puts
 the function's own code back, and calls it; so it costs nothing after that. A
-class counts as called when the first of it is made. At the end the names that
-were not called are listed, and if all tests passed the session fails on them.
+class counts as called when an object of it or of a subclass is made, by a
+test or while the package is imported. At the end the names that were not
+called are listed, and if all tests passed the session fails on them.
 """
 
 import functools
+import gc
 import importlib
 import inspect
 import sys
@@ -22,6 +24,7 @@ import chapters  # noqa: E402
 
 called = set()
 compiled = {}  # what numba has compiled: it keeps count itself
+classes = {}
 
 
 def watch_function(name, function):
@@ -63,6 +66,7 @@ def watch_class(name, cls):
 def watch(name, value):
     function = getattr(value, "__wrapped__", value)  # inside of a cache
     if isinstance(value, type):
+        classes[name] = value
         watch_class(name, value)
     elif hasattr(value, "signatures"):
         compiled[name] = value
@@ -77,16 +81,25 @@ def public():
             for name in chapters.exported(path)}
 
 
+def note_the_rest():
+    called.update(n for n, value in compiled.items() if value.signatures)
+    made = [classes[n] for n in called & classes.keys()]
+    called.update(n for n, base in classes.items()
+                  if any(issubclass(cls, base) for cls in made))
+
+
 def pytest_configure(config):
     if not getattr(config.option, "numprocesses", None):  # no controller
         for full in sorted(public()):
             module, _, name = full.rpartition(".")
             watch(full, getattr(importlib.import_module(module), name))
+        made = set(map(type, gc.get_objects()))
+        called.update(n for n, cls in classes.items() if cls in made)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session, exitstatus):
-    called.update(n for n, value in compiled.items() if value.signatures)
+    note_the_rest()
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["called"] = sorted(called)
     elif exitstatus == 0 and public() - called:

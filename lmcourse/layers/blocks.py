@@ -268,8 +268,8 @@ class CrossBlock(Block):
         self.cross_attention = cross_attention
         self.cross_attention_norm = norm()
 
-    def forward(self, x, *, source, source_mask=None, balance=None,
-                **context):
+    def forward(self, x, *, source, source_mask=None, source_maps=None,
+                balance=None, **context):
         """From `(B, T, D)` to `(B, T, D)`.
 
         Args:
@@ -277,13 +277,16 @@ class CrossBlock(Block):
             source: `(B, S, D)`, the hidden states of the other text.
             source_mask: True = may be looked at; anything that broadcasts
                 to `(B, H, T, S)`.
+            source_maps: a list that receives the weights of
+                cross-attention, `(B, H, T, S)`.
             balance: as in `Block`.
             context: as in `Block`.
         """
         x = x + self.dropout(self.attention(self.attention_norm(x),
                                             **context))
         x = x + self.dropout(self.cross_attention(
-            self.cross_attention_norm(x), source=source, mask=source_mask))
+            self.cross_attention_norm(x), source=source, mask=source_mask,
+            maps=source_maps))
         return x + self.dropout(self._think(self.feed_forward_norm(x),
                                             balance))
 
@@ -291,13 +294,13 @@ class CrossBlock(Block):
 class PostNormCrossBlock(CrossBlock):
     """The same with norms after the addition, as in the paper."""
 
-    def forward(self, x, *, source, source_mask=None, balance=None,
-                **context):
+    def forward(self, x, *, source, source_mask=None, source_maps=None,
+                balance=None, **context):
         """From `(B, T, D)` to `(B, T, D)`; arguments as in `CrossBlock`."""
         x = self.attention_norm(
             x + self.dropout(self.attention(x, **context)))
-        x = self.cross_attention_norm(x + self.dropout(
-            self.cross_attention(x, source=source, mask=source_mask)))
+        x = self.cross_attention_norm(x + self.dropout(self.cross_attention(
+            x, source=source, mask=source_mask, maps=source_maps)))
         return self.feed_forward_norm(
             x + self.dropout(self._think(x, balance)))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ATTENTIONS', 'embedding', 'Embeddings', 'LanguageModelHead', 'TiedHead', 'Context', 'SelfAttention', 'Transformer',
            'TransformerConfig', 'by_layer', 'make_norm', 'build_embeddings', 'build_layers', 'build_head',
-           'build_transformer']
+           'build_transformer', 'EncoderDecoder', 'build_encoder_decoder']
 
 # %% ../../nbs/23_transformer.ipynb #664e819d
 import math
@@ -212,18 +212,19 @@ class Context:
         mask: a mask of one's own; see `Transformer.hidden_states`.
         source: hidden states of another text, `(B, S, D)`.
         source_mask: `(B, S)`, True at the source's real tokens.
+        source_maps: a list that receives the weights of cross-attention.
         cache: a `KVCache`, or None.
         maps: a list that receives the attention weights, or None.
         balance: a list that receives the routers' losses, or None.
     """
 
     def __init__(self, *, positions, past=0, real=None, mask=None,
-                 source=None, source_mask=None, cache=None, maps=None,
-                 balance=None):
+                 source=None, source_mask=None, source_maps=None, cache=None,
+                 maps=None, balance=None):
         self.positions, self.past, self.real = positions, past, real
         self.mask, self.cache, self.maps = mask, cache, maps
         self.source, self.source_mask = source, source_mask
-        self.balance = balance
+        self.source_maps, self.balance = source_maps, balance
         self._seen, self._turns = {}, {}
 
     def arguments(self, layer):
@@ -231,9 +232,9 @@ class Context:
         found = {"context": self, "layer": layer, "balance": self.balance}
         if self.source is not None:
             mask = self.source_mask
-            found["source"] = self.source
-            found["source_mask"] = (None if mask is None
-                                    else mask.bool()[:, None, None, :])
+            found |= {"source": self.source, "source_maps": self.source_maps,
+                      "source_mask": None if mask is None
+                      else mask.bool()[:, None, None, :]}
         return found
 
     def seen(self, kind, window=None):
@@ -357,8 +358,8 @@ class Transformer(nn.Module):
 
     def hidden_states(self, input_ids=None, *, attention_mask=None,
                       token_type_ids=None, inputs_embeds=None, mask=None,
-                      source=None, source_mask=None, cache=None, maps=None,
-                      balance=None):
+                      source=None, source_mask=None, source_maps=None,
+                      cache=None, maps=None, balance=None):
         """The hidden states that the head reads, `(B, T, D)`.
 
         Args:
@@ -374,6 +375,8 @@ class Transformer(nn.Module):
             source: hidden states of another text, `(B, S, D)`, for layers
                 with cross-attention.
             source_mask: `(B, S)`, True (or 1) at its real tokens.
+            source_maps: a list that receives each layer's weights of
+                cross-attention, `(B, H, T, S)`.
             cache: a `KVCache` of the tokens before, which takes up these.
             maps: a list that receives each layer's weights
                 `(B, H, T, S)`.
@@ -393,7 +396,7 @@ class Transformer(nn.Module):
         context = Context(
             positions=_positions(real, past, T, x.device), past=past,
             real=real, mask=mask, source=source, source_mask=source_mask,
-            cache=cache, maps=maps, balance=balance)
+            source_maps=source_maps, cache=cache, maps=maps, balance=balance)
         x = self.embeddings(input_ids, positions=context.positions,
                             token_type_ids=token_type_ids,
                             inputs_embeds=inputs_embeds)
@@ -784,3 +787,76 @@ def _final_norm(config):
     """The norm after the last layer; post-norm blocks end with one (None).
     """
     return None if config.norm_placement == "post" else make_norm(config)
+
+# %% ../../nbs/23_transformer.ipynb #cba26894
+class EncoderDecoder(nn.Module):
+    """Two stacks: one reads a text, the other writes and looks at it.
+
+    Args:
+        encoder: a `Transformer` without a head.
+        decoder: a `Transformer` whose layers have cross-attention.
+        config: what they were made by.
+
+    Source: Vaswani et al. (2017), figure 1.
+    """
+
+    def __init__(self, *, encoder, decoder, config=None):
+        super().__init__()
+        self.encoder, self.decoder, self.config = encoder, decoder, config
+
+    @property
+    def head(self):
+        """The decoder's."""
+        return self.decoder.head
+
+    def forward(self, input_ids, **more):
+        """Logits `(B, T, V)`; the arguments are those of `hidden_states`."""
+        return self.head(self.hidden_states(input_ids, **more))
+
+    def hidden_states(self, input_ids, *, decoder_input_ids,
+                      attention_mask=None, decoder_attention_mask=None,
+                      source_maps=None, cache=None, balance=None):
+        """The hidden states of what is written, `(B, T, D)`.
+
+        Who writes step by step calls the encoder once, and then the decoder
+        with its hidden states as `source`.
+
+        Args:
+            input_ids: `(B, S)`, the text that is read.
+            decoder_input_ids: `(B, T)`, what was written so far.
+            attention_mask: `(B, S)`, True (or 1) at real tokens.
+            decoder_attention_mask: `(B, T)`, likewise.
+            source_maps: a list that receives each layer's weights of
+                cross-attention, `(B, H, T, S)`.
+            cache: a `KVCache` of what the decoder has written.
+            balance: a list that receives each router's loss.
+        """
+        source = self.encoder.hidden_states(
+            input_ids, attention_mask=attention_mask, balance=balance)
+        return self.decoder.hidden_states(
+            decoder_input_ids, attention_mask=decoder_attention_mask,
+            source=source, source_mask=attention_mask, cache=cache,
+            source_maps=source_maps, balance=balance)
+
+
+def build_encoder_decoder(config, *, generator=None):
+    """Two stacks of the parts that a configuration names.
+
+    Args:
+        config: a `TransformerConfig`, of the decoder. The encoder is as
+            deep, and bidirectional; both share the embeddings.
+        generator: draws the weights; one with seed 0 if None.
+    """
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    reading = replace(config, attention="bidirectional", layers=None)
+    embeddings = build_embeddings(config, generator=generator)
+    encoder = Transformer(
+        embeddings=embeddings, final_norm=_final_norm(config),
+        layers=build_layers(reading, generator=generator), config=reading)
+    decoder = Transformer(
+        embeddings=embeddings, final_norm=_final_norm(config),
+        layers=build_layers(config, cross=True, generator=generator),
+        head=build_head(config, embeddings, generator=generator),
+        config=config)
+    return EncoderDecoder(encoder=encoder, decoder=decoder, config=config)
