@@ -332,20 +332,20 @@ FAST = ["lmcourse.tokenizers.fast", "lmcourse.tokenizers.fast.bpe",
 
 
 @pytest.fixture
-def unloaded(monkeypatch):
-    """The compiled modules as if nobody had asked for them yet."""
-    for name in FAST:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr("lmcourse.tokenizers.fast", raising=False)
-    return monkeypatch
+def unload(monkeypatch):
+    """A function that forgets the compiled modules until the test ends."""
+    def forget():
+        for name in FAST:
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr("lmcourse.tokenizers.fast", raising=False)
+    return forget
 
 
 @pytest.mark.parametrize("name", ["bpe", "pieces"])
-def test_only_the_absence_of_numba_means_no_engine(name, unloaded):
+def test_only_the_absence_of_numba_means_no_engine(name, unload, monkeypatch):
     assert find_engine(name).__name__ == f"lmcourse.tokenizers.fast.{name}"
-    for module in FAST:
-        unloaded.delitem(sys.modules, module, raising=False)
-    unloaded.setitem(sys.modules, "numba", None)
+    unload()
+    monkeypatch.setitem(sys.modules, "numba", None)
     assert find_engine(name) is None
     assert find_engine("nothing of this name") is None
 
@@ -357,19 +357,19 @@ def test_only_the_absence_of_numba_means_no_engine(name, unloaded):
     (ByteBPE, {"numba": types.ModuleType("numba")}),
     (Unigram, {"numba": types.ModuleType("numba")}),
 ])
-def test_a_broken_engine_is_no_missing_one(kind, broken, unloaded):
+def test_a_broken_engine_is_no_missing_one(kind, broken, unload, monkeypatch):
     """What is wrong with a compiled module is raised, not worked around."""
     size = 270 if kind is ByteBPE else 300
     texts = ["the cat runs", "the dogs run"]
-    plain = kind.train(texts, size)
-    for module in FAST:
-        unloaded.delitem(sys.modules, module, raising=False)
+    with monkeypatch.context() as without:
+        without.setitem(ENGINES, "bpe", lambda: None)
+        without.setitem(ENGINES, "pieces", lambda: None)
+        plain = kind.train(texts, size)
+        assert plain.decode(plain.encode("the cat")) == "the cat"
+    unload()
     for module, stub in broken.items():
-        unloaded.setitem(sys.modules, module, stub)
+        monkeypatch.setitem(sys.modules, module, stub)
     with pytest.raises((ImportError, AttributeError)):
         kind.train(texts, size)
     with pytest.raises((ImportError, AttributeError)):
-        pickle.loads(pickle.dumps(plain)).encode("the cat runs")
-    unloaded.setitem(ENGINES, "bpe", lambda: None)
-    unloaded.setitem(ENGINES, "pieces", lambda: None)
-    assert kind.train(texts, size).encode("the cat") == plain.encode("the cat")
+        pickle.loads(pickle.dumps(plain)).encode("the cat runs " * 9_000)

@@ -454,7 +454,6 @@ class Unigram(PieceTokenizer):
     scores: Mapping
 
     def __post_init__(self):
-        super().__post_init__()
         object.__setattr__(self, "scores",
                            MappingProxyType(dict(self.scores)))
         for piece in self.scores:
@@ -462,6 +461,7 @@ class Unigram(PieceTokenizer):
                 raise ValueError(f"scores[{piece!r}]: has no id in vocab")
         if not self.scores:
             raise ValueError("scores={}: must hold at least one piece")
+        super().__post_init__()
 
     @classmethod
     def train(cls, texts, vocab_size, *, normalizer=None, prefix_space=True,
