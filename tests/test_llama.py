@@ -17,6 +17,7 @@ from lmcourse.models.llama import (
     OPEN_DECODERS,
     cache_of_text,
     cache_per_token,
+    gated_width,
 )
 
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48,
@@ -178,3 +179,11 @@ def test_what_a_conversation_weighs():
     assert cache_of_text(llama, 100) == 100 * cache_per_token(llama)
     kept = 5 * 5000 + 29 * 1024  # five layers of 34 see everything
     assert cache_of_text(gemma, 5000) == kept * 2 * 4 * 256 * 2
+
+
+@pytest.mark.parametrize("d_model, multiplier, multiple_of, d_ff", [
+    (4096, 1.0, 256, 11008), (8192, 1.0, 256, 22016),  # Llama 1
+    (4096, 1.3, 1024, 14336), (8192, 1.3, 4096, 28672)])  # Llama 3
+def test_gated_width_as_published(d_model, multiplier, multiple_of, d_ff):
+    assert gated_width(d_model, multiplier=multiplier,
+                       multiple_of=multiple_of) == d_ff
