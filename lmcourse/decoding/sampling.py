@@ -97,7 +97,8 @@ def _aligned(input_ids, attention_mask):
     longest = int(real.sum(dim=1).max()) if len(real) else rows.shape[1]
     return rows[:, rows.shape[1] - longest:]
 
-
+# %% ../../nbs/60_decoding.ipynb #43f88714
+#| code-fold: true
 def _check_prompts(input_ids, real):
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
         raise ValueError(f"input_ids: shape {tuple(input_ids.shape)}: "
@@ -196,6 +197,7 @@ def _write(model, input_ids, *, attention_mask, choose, steps,
     return torch.cat([input_ids, *(ids[:, None] for ids in new)], dim=1)
 
 # %% ../../nbs/60_decoding.ipynb #1858b6c9
+#| code-fold: true
 def _check_count(max_new_tokens):
     if type(max_new_tokens) is not int or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens!r}: "
@@ -209,7 +211,7 @@ def _check_range(input_ids, eos_id, *, V):
     if eos_id is not None and not 0 <= eos_id < V:
         raise ValueError(f"eos_id={eos_id}: must be in [0, {V})")
 
-
+# %% ../../nbs/60_decoding.ipynb #5525c9ce
 def _checked(logits):
     """Logits `(..., V)` with a best token in each row, at least float32."""
     if not logits.is_floating_point():
