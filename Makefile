@@ -1,6 +1,6 @@
 # Everything runs in .venv, which each target makes when it is not there.
 .DEFAULT_GOAL := help
-.PHONY: help env html book check test nightly run sync owner lab bench clean
+.PHONY: help env html book check test nightly called run sync owner lab bench clean
 PYTHON ?= python3
 PORT ?= 8000
 CH ?=
@@ -46,14 +46,17 @@ check: $(READY)  ## the quick gates: before each commit
 
 test: $(READY) $(OTHER)  ## everything that CI runs
 	PYTHON=$(BIN)/python sh tools/browser.sh
-	$(PYTEST) $(SIDE_BY_SIDE) -p tools.called tests \
-		--ignore tests/test_pages.py
+	$(PYTEST) $(SIDE_BY_SIDE) tests --ignore tests/test_pages.py
 	$(NBVAL) nbs
 	$(MAKE) html
 	$(PYTEST) tests/test_pages.py
 
 nightly: $(READY)  ## the thorough tests that `make test` leaves out
 	$(PYTEST) $(SIDE_BY_SIDE) tests -m nightly
+
+called: $(READY)  ## the unit tests, and a list of public names that none calls
+	$(PYTEST) $(SIDE_BY_SIDE) -p tools.called tests \
+		--ignore tests/test_pages.py
 
 run: $(READY)  ## re-execute chapters (all, or CH=11), clean, export, sync
 	$(BIN)/python tools/chapters.py run $(CH)

@@ -11,7 +11,6 @@ __all__ = ['PRECISIONS', 'parameter_groups', 'TrainingConfig', 'learning_rate_at
 import contextlib
 import dataclasses
 import functools
-import inspect
 import json
 import math
 import shutil
@@ -164,8 +163,9 @@ def causal_loss(model, batch, *, balance_weight=0.01):
     """Predict each token from those before it.
 
     Args:
-        model: gives logits `(B, T, V)` for `input_ids` `(B, T)`. One that
-            has `hidden_states` and a `head` with a `loss` is spared them.
+        model: gives logits `(B, T, V)` for `input_ids` `(B, T)`. One whose
+            `head` has a `loss` is spared them: it is asked for
+            `hidden_states(input_ids, balance=[])`.
         batch: `input_ids` `(B, T + 1)`.
         balance_weight: of the load-balancing losses of expert layers, which
             count in training only.
@@ -179,15 +179,14 @@ def causal_loss(model, batch, *, balance_weight=0.01):
     inputs, labels = batch[:, :-1], batch[:, 1:]
     balance, count = [], labels.numel()
     if hasattr(getattr(model, "head", None), "loss"):
-        takes = inspect.signature(model.hidden_states).parameters
-        more = {"balance": balance} if "balance" in takes else {}
-        loss = model.head.loss(model.hidden_states(inputs, **more),
-                               labels=labels)
+        hidden = model.hidden_states(inputs, balance=balance)
+        loss = model.head.loss(hidden, labels=labels)
     else:
         loss = cross_entropy(model(inputs), labels=labels)
     terms = {"next token": Term(loss * count, count)}
     if balance and model.training:
-        terms["balance"] = Term(sum(balance), 1, balance_weight)
+        n = len(batch)
+        terms["balance"] = Term(sum(balance) * n, n, balance_weight)
     return terms
 
 # %% ../nbs/30_training.ipynb #2c5c1510

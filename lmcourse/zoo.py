@@ -269,7 +269,7 @@ def _home(preset, folder):
     folder = Path.home() / ".cache/lmcourse" if folder is None else folder
     return Path(folder) / f"world-{digest[:16]}"
 
-
+# %% ../nbs/32_pretraining.ipynb #fcf520af
 def _trained(preset, folder):
     """The folder of this preset's model, which is trained if need be."""
     preset = get_preset(preset)

@@ -66,6 +66,17 @@ def test_a_drawing_of_boxes_and_arrows(ax):
     assert ax.texts[1].xy == (0, 1)  # where the head points to
 
 
+def test_boxes_arrows_and_sums_stand_where_they_are_put(ax):
+    draw_box(ax, 2, 3, "norm")
+    draw_sum(ax, 2, 5)
+    draw_arrow(ax, (2, 3), (2, 4), (1, 4))
+    shown = {text.get_text(): text for text in ax.texts}
+    assert shown["norm"].get_position() == (2, 3)
+    assert shown["+"].get_position() == (2, 5)
+    assert [line.get_xydata().tolist() for line in ax.lines] == [
+        [[2, 5]], [[2, 3], [2, 4], [1, 4]]]
+
+
 def test_a_moving_figure_carries_its_data_whatever_it_says():
     data = {"text": "</script><b>", "numbers": [1, 2.5]}
     html = Interactive("<p></p>", script="data.text", data=data)._repr_html_()

@@ -33,11 +33,11 @@ def test_half_precision_logits_are_scored_in_float32():
     assert loss == F.cross_entropy(logits.float(), labels)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 8, 100])
+@pytest.mark.parametrize("chunk_size, dtype", [
+    (1, torch.float64), (3, torch.float32), (8, torch.float64)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("softcap", [None, 1.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_chunked_loss_equals_the_plain_one(chunk_size, bias, softcap, dtype):
+def test_chunked_loss_equals_the_plain_one(chunk_size, dtype, bias, softcap):
     generator = torch.Generator().manual_seed(1)
     hidden, weight, b = (
         torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()

@@ -15,7 +15,7 @@ from lmcourse import zoo
 from lmcourse.training import TrainingConfig
 from lmcourse.world import SKILLS, Probe, documents
 
-MAKER = "Transformer"  # what draws the first weights
+MAKER = "build_transformer"  # what draws the first weights
 TINY = zoo.Preset(n_documents=200, d_model=16, n_layers=1, n_heads=2,
                   batch_size=4, length=16, steps=3)
 

@@ -63,13 +63,22 @@ def watch_class(name, cls):
     setattr(cls, which, first)
 
 
-def watch(name, value):
+def dispatchers():
+    """What numba compiles, by the plain function that it is made from."""
+    return {value.py_func: value for module in chapters.modules()
+            for value in vars(importlib.import_module(module)).values()
+            if hasattr(value, "py_func")}
+
+
+def watch(name, value, compiles):
     function = getattr(value, "__wrapped__", value)  # inside of a cache
     if isinstance(value, type):
         classes[name] = value
         watch_class(name, value)
     elif hasattr(value, "signatures"):
         compiled[name] = value
+    elif function in compiles:  # numba must find its own code
+        compiled[name] = compiles[function]
     elif isinstance(function, types.FunctionType) \
             and not function.__code__.co_freevars:
         watch_function(name, function)
@@ -90,9 +99,10 @@ def note_the_rest():
 
 def pytest_configure(config):
     if not getattr(config.option, "numprocesses", None):  # no controller
+        compiles = dispatchers()
         for full in sorted(public()):
             module, _, name = full.rpartition(".")
-            watch(full, getattr(importlib.import_module(module), name))
+            watch(full, getattr(sys.modules[module], name), compiles)
         made = set(map(type, gc.get_objects()))
         called.update(n for n, cls in classes.items() if cls in made)
 

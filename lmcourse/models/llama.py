@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LLAMA', 'LLAMAS', 'QWEN2', 'QWEN3', 'MISTRALS', 'QWENS', 'GEMMA', 'GEMMA2', 'GEMMA3', 'GEMMAS', 'MIXTRAL',
-           'QWEN3_MOE', 'MIXTURES', 'OPEN_DECODERS', 'gated_width', 'total_and_active', 'cache_per_token',
-           'cache_of_text', 'read_llama', 'read_mistral', 'read_qwen2', 'read_qwen3', 'read_gemma', 'read_gemma2',
-           'read_gemma3', 'read_mixtral', 'read_qwen3_moe', 'write_decoder', 'decoder_names', 'mixtral_names',
-           'qwen3_moe_names']
+           'QWEN3_MOE', 'MIXTURES', 'OPEN_DECODERS', 'DECODER_NAMES', 'SANDWICH_NAMES', 'MIXTRAL_NAMES',
+           'QWEN3_MOE_NAMES', 'LLAMA_FAMILIES', 'gated_width', 'total_and_active', 'cache_per_token', 'cache_of_text',
+           'read_llama', 'read_mistral', 'read_qwen2', 'read_qwen3', 'read_gemma', 'read_gemma2', 'read_gemma3',
+           'read_mixtral', 'read_qwen3_moe', 'write_decoder']
 
 # %% ../../nbs/41_llama.ipynb #e40e49ef
 from ..layers.attention import cache_bytes
@@ -22,7 +22,7 @@ from lmcourse.layers.transformer import (
     build_transformer,
     by_layer,
 )
-from .gpt import read_choice, read_number
+from .family import Family, read_choice, read_number
 
 # %% ../../nbs/41_llama.ipynb #52171d92
 LLAMA = {"positions": "rotary", "norm": "rms", "norm_eps": 1e-6,
@@ -262,7 +262,7 @@ _ROPE_NUMBERS = {  # of each kind: those that it needs, those it may have
                  "original_max_position_embeddings"),
 }
 
-
+# %% ../../nbs/41_llama.ipynb #f5198901
 def _rope(numbers, *, theta, length):
     """The base and the scaling that a dict of rope's numbers stands for."""
     numbers = {k: v for k, v in numbers.items() if v is not None}
@@ -293,7 +293,7 @@ def _rope(numbers, *, theta, length):
             "original_max_position_embeddings"])
     return theta, {"rope_type": kind, **numbers}
 
-
+# %% ../../nbs/41_llama.ipynb #6df208a1
 def _object(settings, key):
     value = settings.get(key) or {}
     if not isinstance(value, dict):
@@ -446,6 +446,7 @@ def read_gemma2(settings):
         | _windows(settings, window, layer_types)))
 
 # %% ../../nbs/41_llama.ipynb #757cfe51
+#| code-fold: true
 def read_gemma3(settings):
     """The same as `read_llama` for the text part of Gemma 3."""
     read_choice(settings, "attn_logit_softcapping", None)
@@ -499,6 +500,7 @@ def read_mixtral(settings):
         | _positions(settings, theta=1e6) | _all_sliding(settings, window)))
 
 # %% ../../nbs/41_llama.ipynb #151ae263
+#| code-fold: true
 def read_qwen3_moe(settings):
     """The same as `read_llama` for Qwen 3 with experts."""
     fields = QWEN3 | _common(settings)
@@ -571,7 +573,8 @@ def write_decoder(config):
         "decoder_sparse_step": 1, "mlp_only_layers": dense,
     } | _write_windows(layers, config.window) | _write_rope(layers)
 
-
+# %% ../../nbs/41_llama.ipynb #936e5e1a
+#| code-fold: true
 def _write_windows(layers, window):
     names = {kind: name for name, kind in _KINDS.items()}
     layer_types = [names.get(layer.attention) for layer in layers]
@@ -607,67 +610,48 @@ def _write_rope(layers):
         "sliding_attention": {"rope_theta": local} | local_scaling}}
 
 # %% ../../nbs/41_llama.ipynb #4297b9a8
-def decoder_names(config, *, experts=None):
-    """Which tensors of a checkpoint fill which parameters of a model.
+DECODER_NAMES = {
+    "embeddings.tokens": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+    "layers.*.attention_norm": "model.layers.*.input_layernorm",
+    "layers.*.feed_forward_norm": "model.layers.*.post_attention_layernorm",
+} | {f"layers.*.attention.{x}": f"model.layers.*.self_attn.{x}"
+     for x in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+} | {f"layers.*.feed_forward.{x}": f"model.layers.*.mlp.{x}"
+     for x in ("gate_proj", "up_proj", "down_proj")}
 
-    Args:
-        config: a `TransformerConfig` of one of the nine families.
-        experts: the names of a layer's experts, and in them of the gate and
-            of the two other matrices.
-
-    Returns:
-        A dict from our names to theirs.
-    """
-    names = {"embeddings.tokens.weight": "model.embed_tokens.weight",
-             "final_norm.weight": "model.norm.weight"}
-    if not config.tie_weights:
-        names["head.weight"] = "lm_head.weight"
-    for i in range(config.n_layers):
-        for ours, kind, theirs in _layer_names(config.at(i), experts):
-            for part in ["weight", "bias"][:1 + (kind in config.biases)]:
-                names[f"layers.{i}.{ours}.{part}"] = (
-                    f"model.layers.{i}.{theirs}.{part}")
-    return names
+SANDWICH_NAMES = DECODER_NAMES | {  # Gemma 2 and 3
+    "layers.*.attention_post_norm":
+        "model.layers.*.post_attention_layernorm",
+    "layers.*.feed_forward_norm": "model.layers.*.pre_feedforward_layernorm",
+    "layers.*.feed_forward_post_norm":
+        "model.layers.*.post_feedforward_layernorm"}
 
 
-def _layer_names(config, experts):
-    """Our part of a block, its kind of bias, and their name for it."""
-    yield "attention_norm", "", "input_layernorm"
-    for x in "qkv":
-        yield f"attention.{x}_proj", "qkv", f"self_attn.{x}_proj"
-    yield "attention.o_proj", "out", "self_attn.o_proj"
-    if config.qk_norm:
-        yield "attention.q_norm", "", "self_attn.q_norm"
-        yield "attention.k_norm", "", "self_attn.k_norm"
-    after, before = "post_attention_layernorm", "pre_feedforward_layernorm"
-    if config.norm_placement == "sandwich":
-        yield "attention_post_norm", "", after
-        yield "feed_forward_norm", "", before
-        yield "feed_forward_post_norm", "", "post_feedforward_layernorm"
-    else:
-        yield "feed_forward_norm", "", after
-    if config.n_experts:
-        yield from _expert_names(config, *experts)
-        return
-    for x in ("gate", "up", "down"):
-        yield f"feed_forward.{x}_proj", "ff", f"mlp.{x}_proj"
+def _with_experts(block, **names):
+    ours, theirs = "layers.*.feed_forward", f"model.layers.*.{block}"
+    return DECODER_NAMES | {f"{ours}.router": f"{theirs}.gate"} | {
+        f"{ours}.experts.*.{x}": f"{theirs}.experts.*.{names.get(x, x)}"
+        for x in ("gate_proj", "up_proj", "down_proj")}
 
 
-def _expert_names(config, block, *theirs):
-    yield "feed_forward.router", "", f"{block}.gate"
-    for e in range(config.n_experts):
-        for x, name in zip(("gate", "up", "down"), theirs, strict=True):
-            yield (f"feed_forward.experts.{e}.{x}_proj", "",
-                   f"{block}.experts.{e}.{name}")
+MIXTRAL_NAMES = _with_experts("block_sparse_moe", gate_proj="w1",
+                              up_proj="w3", down_proj="w2")
+QWEN3_MOE_NAMES = _with_experts("mlp")
 
-
-def mixtral_names(config):
-    """`decoder_names` for Mixtral."""
-    return decoder_names(config, experts=("block_sparse_moe", "w1", "w3",
-                                          "w2"))
-
-
-def qwen3_moe_names(config):
-    """`decoder_names` for Qwen 3 with experts."""
-    return decoder_names(config, experts=("mlp", "gate_proj", "up_proj",
-                                          "down_proj"))
+# %% ../../nbs/41_llama.ipynb #1a0299c1
+LLAMA_FAMILIES = tuple(
+    Family(model_type, architecture, read, write_decoder, names)
+    for model_type, architecture, read, names in [
+        ("llama", "LlamaForCausalLM", read_llama, DECODER_NAMES),
+        ("mistral", "MistralForCausalLM", read_mistral, DECODER_NAMES),
+        ("qwen2", "Qwen2ForCausalLM", read_qwen2, DECODER_NAMES),
+        ("qwen3", "Qwen3ForCausalLM", read_qwen3, DECODER_NAMES),
+        ("gemma", "GemmaForCausalLM", read_gemma, DECODER_NAMES),
+        ("gemma2", "Gemma2ForCausalLM", read_gemma2, SANDWICH_NAMES),
+        ("gemma3_text", "Gemma3ForCausalLM", read_gemma3, SANDWICH_NAMES),
+        ("mixtral", "MixtralForCausalLM", read_mixtral, MIXTRAL_NAMES),
+        ("qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3_moe,
+         QWEN3_MOE_NAMES),
+    ])
