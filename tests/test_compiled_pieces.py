@@ -175,7 +175,7 @@ def test_cache_of_a_package_that_cannot_be_written(tmp_path):
     shutil.copytree(Path(lmcourse.__file__).parent, package,
                     ignore=shutil.ignore_patterns("__pycache__"))
     # a file where the folder would be: nobody, not even root, can write there
-    (package / "tokenizers" / "__pycache__").write_text("")
+    (package / "tokenizers" / "fast" / "__pycache__").write_text("")
     code = ("from lmcourse.tokenizers.fast import pieces as f; import numpy;"
             "f._grown(numpy.zeros(2), 0.0); print(f.__file__)")
     done = subprocess.run(
