@@ -413,7 +413,7 @@ def test_parameters_do_something(trained):
     (build([*PIECES, ("<0x41>", 0.0, BYTE)]), "byte_fallback=False: must fit"),
     (build([*PIECES, ("<0x4>", 0.0, BYTE)], trainer=[(35, True)]),
      "byte_fallback=True: must fit"),
-    (build(PIECES[:3], trainer=[(3, 1)]), "vocab={}"),
+    (build(PIECES[:3], trainer=[(3, 1)]), "scores={}"),
 ])
 def test_faults_of_files(tmp_path, data, message):
     with pytest.raises(ValueError) as error:
@@ -487,7 +487,7 @@ def test_broken_tables_end():
     ({"ranks": [1, 2]}, "ranks: are 2, for 1 merges"),
     ({"user_defined": ["x"]}, "vocab: 'x' has no id"),
     ({"unused": ["x"]}, "vocab: 'x' has no id"),
-    ({"byte_fallback": True}, "vocab: '<0x00>' has no id"),
+    ({"byte_fallback": True}, "<0x00> has no id"),
     ({"unk_token": None}, "unk_token=None"),
 ])
 def test_faults_of_fields(options, message):
