@@ -12,8 +12,10 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -33,6 +35,14 @@ from benchmarks.side_by_side import (  # noqa: E402
     texts_of_this_machine,
     write_results,
 )
+from benchmarks.vocabularies import (  # noqa: E402
+    PATTERNS,
+    Quick,
+    open_vocabulary,
+    peers_of,
+    seconds_to_first_ids,
+    write_vocabulary,
+)
 from lmcourse.tokenizers import bpe  # noqa: E402
 from lmcourse.tokenizers.bpe import (  # noqa: E402
     GPT2_ALPHABET,
@@ -43,19 +53,22 @@ from lmcourse.tokenizers.bpe import (  # noqa: E402
 from lmcourse.tokenizers.fast import bpe as fast_bpe  # noqa: E402
 
 try:
+    import gigabpe
     import rustbpe
 except ImportError:
-    rustbpe = None
-    print("rustbpe is not installed (pip install --no-deps rustbpe): its "
-          "rows are left out")
+    sys.exit("the peers are not installed: pip install -e '.[bench]' "
+             "-c constraints.txt")
 
 VOCAB_SIZE = 32_768
+TIKTOKEN_GPT2 = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++"
+    r"|\s++$|\s+(?!\S)|\s")
 
 
 def peers(tokenizer):
     """The same vocabulary in tiktoken and in `tokenizers`."""
     # tiktoken's own spelling of GPT-2's pattern is the faster one for it
-    pattern = (fast_bpe._TIKTOKEN_GPT2 if tokenizer.pattern == GPT2_PATTERN
+    pattern = (TIKTOKEN_GPT2 if tokenizer.pattern == GPT2_PATTERN
                else tokenizer.pattern)
     tik = tiktoken.Encoding("x", pat_str=pattern, special_tokens={},
                             mergeable_ranks=dict(tokenizer.vocab))
@@ -102,14 +115,20 @@ def training(texts, rounds, name):
         return bpe._learn_bytes(texts, VOCAB_SIZE, GPT2_PATTERN,
                                 bytes(range(256)))
 
-    candidates = {"lmcourse": ours, "`tokenizers`": with_hf}
-    same = []
+    def with_giga():
+        return gigabpe.train_bpe([file.name], VOCAB_SIZE, threads=1,
+                                 pretokenizer="bytelevel")
+
+    file = tempfile.NamedTemporaryFile(suffix=".txt")
+    file.write("".join(texts).encode())
+    file.flush()
+    candidates = {"lmcourse": ours, "`tokenizers`": with_hf,
+                  "gigabpe, its reading of the file included": with_giga,
+                  "rustbpe": with_rust}
     tokens, _ = ours()
-    if rustbpe:
-        candidates["rustbpe"] = with_rust
-        theirs = [bytes(t) for t, _ in sorted(
-            with_rust().get_mergeable_ranks(), key=lambda item: item[1])]
-        same.append(f"tokens equal to rustbpe's, in order: {theirs == tokens}")
+    theirs = [bytes(t) for t, _ in sorted(
+        with_rust().get_mergeable_ranks(), key=lambda item: item[1])]
+    same = [f"tokens equal to rustbpe's, in order: {theirs == tokens}"]
     hf = with_hf().get_vocab()
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     back = dict(zip(letters, GPT2_ALPHABET, strict=True))
@@ -130,7 +149,8 @@ def training(texts, rounds, name):
 def encoding(texts, rounds, name, tokenizer):
     size = sum(len(t.encode()) for t in texts)
     tik, hf = peers(tokenizer)
-    ours = tokenizer._encoder
+    ours = tokenizer._encoder.read(1 << 20)
+    tokenizer._decoder.read(1 << 20)
     parts = tokenizer.vocab, tokenizer.merges, tokenizer.pattern
     slow = bpe._Encoder(*parts)
     for text in texts:
@@ -165,9 +185,44 @@ def encoding(texts, rounds, name, tokenizer):
                  "Ids asserted equal in all (`tokenizers`: 200 documents).")
 
 
+def real(rounds, texts, name, folder):
+    """A published vocabulary beside the fastest that read it."""
+    size = sum(len(t.encode()) for t in texts)
+    path = write_vocabulary(name, folder)
+    tokenizer = open_vocabulary(name, path)
+    ours = tokenizer._encoder.read(1 << 20)
+    others, quick = peers_of(name, dict(tokenizer.vocab)), Quick(name)
+    different = dict.fromkeys(["quicktok", *others], 0)
+    for text in texts:
+        ids = tokenizer.encode(text)
+        for peer, encode in [("quicktok", quick.encode), *others.items()]:
+            different[peer] += list(encode(text)) != ids
+    seconds = take_turns({
+        "lmcourse, lists, cold": (
+            ours.forget, lambda: [tokenizer.encode(t) for t in texts]),
+        "lmcourse, arrays, cold": (
+            ours.forget, lambda: [tokenizer.encode_to_numpy(t)
+                                  for t in texts]),
+        "quicktok, lists, cold": (
+            quick.forget, lambda: [quick.encode(t) for t in texts]),
+        "quicktok, one array, cold": (
+            quick.forget, lambda: quick.encode_batch(texts)),
+        **{f"{peer}, lists": (nothing, lambda encode=encode: [
+            encode(t) for t in texts]) for peer, encode in others.items()},
+    }, rounds)
+    first, more = (median(seconds_to_first_ids(path, times)
+                          for _ in range(rounds)) for times in (1, 2500))
+    return table(
+        f"{name}, {size / 1e6:.0f} MB, one thread", seconds, size,
+        [key for key in seconds if not key.startswith("lmcourse")],
+        f"Documents whose ids differ from ours: {different}. From the start "
+        f"of a process to the first ids: {first:.2f} s of CPU; to those of "
+        f"100 kB, with the compiled code loaded: {more:.2f} s.")
+
+
 def threads(texts, rounds, name, tokenizer):
     size = sum(len(t.encode()) for t in texts)
-    ours = tokenizer._encoder
+    ours = tokenizer._encoder.read(1 << 20)
 
     def run(n, encode, documents):
         def job():
@@ -178,7 +233,7 @@ def threads(texts, rounds, name, tokenizer):
         return job
 
     def prepare():
-        ours.idle[:] = [ours.fresh.copy(), ours.fresh.copy()]
+        ours.idle[:] = [fast_bpe.empty_answers(ours.rows) for _ in range(2)]
 
     longer = ["".join(texts[i:i + 10]) for i in range(0, len(texts), 10)]
     candidates = {
@@ -239,7 +294,7 @@ def stream(size):
                 return
 
 start = time.process_time()
-tokenizer = ByteBPE.train(stream(1_000_000_000), 32_768)
+tokenizer = ByteBPE.train(stream(250_000_000), 32_768)
 # ru_maxrss would count the process that started this one
 status = Path("/proc/self/status").read_text()
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1000
@@ -252,7 +307,7 @@ def streaming():
     """Peak memory of learning from a stream, in a process of its own."""
     done = subprocess.run([sys.executable, "-c", STREAM], text=True,
                           capture_output=True, check=True)
-    text = "\n".join(["### A gigabyte of the world, streamed", "",
+    text = "\n".join(["### 250 MB of the world, streamed", "",
                       done.stdout])
     print(text, flush=True)
     return text
@@ -266,7 +321,8 @@ def main():
     sections = [
         "# Byte-level BPE: lmcourse and its compiled peers", "",
         machine(["numba", "numpy", "regex", "tiktoken", "tokenizers",
-                 "rustbpe"]), "",
+                 "rustbpe", "gigabpe", "quicktok-v1", "riptoken",
+                 "bpe-openai"]), "",
         f"Medians of {rounds} rounds, all candidates of a table taking "
         "turns in one process. MB are millions of UTF-8 bytes. A column "
         "\"x peer\" divides the peer's CPU seconds by the row's: above 1 is "
@@ -281,13 +337,16 @@ def main():
         sections.append(training(large, rounds, name))
         tokenizer = ByteBPE.train(large, VOCAB_SIZE, special_tokens=())
         sections.append(encoding(small, rounds, name, tokenizer))
-        sections.append(encoding(large, rounds, name, tokenizer))
         sections.append(threads(large, rounds, name, tokenizer))
         sections.append(decoding(small, rounds, name, tokenizer))
         gpt4 = ByteBPE.train(small, VOCAB_SIZE, pattern=GPT4_PATTERN,
                              special_tokens=())
         sections.append(encoding(small, rounds,
                                  f"{name}, GPT-4's pattern", gpt4))
+    mixed = texts_of_this_machine(8, {".md", ".rst", ".txt", ".py"})
+    with tempfile.TemporaryDirectory() as folder:
+        for name in PATTERNS:
+            sections.append(real(rounds, mixed, name, Path(folder)))
     sections.append(streaming())
     write_results("tokenizers.md", sections)
 

@@ -328,7 +328,7 @@ def test_characters_give_back_any_text(text):
 
 
 FAST = ["lmcourse.tokenizers.fast", "lmcourse.tokenizers.fast.bpe",
-        "lmcourse.tokenizers.fast.pieces"]
+        "lmcourse.tokenizers.fast.pieces", "lmcourse.tokenizers.fast.words"]
 
 
 @pytest.fixture

@@ -13,25 +13,28 @@ import threading
 import numpy as np
 
 from lmcourse.tokenizers.fast.bpe import (
-    _KEPT,
-    _LOW,
-    _PAD,
-    _U,
-    FastEncoder,
-    _collect,
-    _decode,
-    _decoded_length,
-    _fast,
-    _find,
-    _insert,
-    _key,
-    _Memory,
-    _merge_places,
-    _mix,
-    _push_new,
-    _still_there,
-    _windows,
-    _WordCounts,
+    KEPT,
+    WordEncoder,
+    answer_of,
+    decode_bytes,
+    decoded_length,
+    is_full,
+    merge_places,
+    push_new,
+    still_there,
+)
+from lmcourse.tokenizers.fast.words import (
+    KEY,
+    KNOWN,
+    LENGTH_KEY,
+    PADDING,
+    WordCounts,
+    eight_bytes,
+    find_row,
+    insert_word,
+    kernel,
+    mix,
+    word_key,
 )
 from lmcourse.tokenizers.unigram import (
     SPACE,
@@ -54,11 +57,14 @@ from lmcourse.tokenizers.wordpiece import (
     works_by_character,
 )
 
+_U = np.uint64
+_LOW = _U((1 << 32) - 1)
+
 # %% ../../../nbs/82_compiled_pieces.ipynb #80d81e70
 _NOBODY = np.int32(0x7FFFFFFF)
 
 
-@_fast
+@kernel
 def _grown(array, fill):
     """The array in twice the room."""
     larger = np.full((2 * len(array), *array.shape[1:]), fill, array.dtype)
@@ -66,7 +72,7 @@ def _grown(array, fill):
     return larger
 
 
-@_fast
+@kernel
 def _room_for(letters, at, links):
     """The first place from `at` on for the first of these letters."""
     while True:
@@ -80,7 +86,7 @@ def _room_for(letters, at, links):
         at += 1
 
 
-@_fast
+@kernel
 def _plant(spelled, starts, owners):
     """A trie of sorted spellings: its links, and who ends at each node."""
     links = np.full((1 << 11, 2), -1, np.int32)
@@ -130,7 +136,7 @@ def _trie(ids):
     return _plant(spelled, starts, np.array([ids[s] for s in spellings]))
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #a1c8a50f
-@_fast
+@kernel
 def _longest(word, links, owner, unk, limit, out):
     """The greedy pieces of a word, to `out`; how many there are."""
     letters = 0
@@ -155,7 +161,7 @@ def _longest(word, links, owner, unk, limit, out):
     return 1
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #2361a4bb
-@_fast
+@kernel
 def _likeliest(word, links, score, unknown, best, back, last):
     """Viterbi; `back` and `last` tell what ends at each position."""
     n = len(word)
@@ -182,7 +188,7 @@ def _likeliest(word, links, score, unknown, best, back, last):
         i = after
 
 
-@_fast
+@kernel
 def _spell(word, owner, back, last, byte_ids, unk, out):
     """The ids of a word that was cut, to `out`; how many there are."""
     n, stop = 0, len(word)
@@ -209,9 +215,10 @@ def _spell(word, owner, back, last, byte_ids, unk, out):
     return n
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #bcaece87
-@_fast
-def _read(raw, windows, ends, rows, kept, store, used, model, out):
+@kernel
+def _read(raw, windows, ends, memory, model, out):
     """Write the ids of all words to `out`; return how many there are."""
+    rows, kept, store, used = memory
     links, owner, score, byte_ids, unknown, unk, limit = model
     greedy = len(score) == 0
     best = np.empty(len(raw) + 1, np.float64)
@@ -219,12 +226,13 @@ def _read(raw, windows, ends, rows, kept, store, used, model, out):
     n, start = 0, 0
     for w in range(len(ends)):
         length = ends[w] - start
-        key0, key1 = _key(windows, start, length)
-        row = _mix(key0, key1) & _U(len(rows) - 1)  # mostly right
-        if rows[row, 0] != key0 or rows[row, 1] != key1 or length >= 16:
-            row = _find(rows, key0, key1, windows, start, length, kept)
-        if rows[row, 1] != 0:
-            answer = rows[row, 2]
+        key0, key1 = word_key(windows, start, length)
+        row = mix(key0, key1) & _U(len(rows) - 1)  # mostly right
+        if (length >= 16 or rows[row, KEY] != key0
+                or rows[row, LENGTH_KEY] != key1):
+            row = find_row(rows, key0, key1, windows, start, length, kept)
+        if rows[row, LENGTH_KEY] != 0:
+            answer = rows[row, KNOWN]
             count, at = np.int64(answer >> _U(32)), np.int64(answer & _LOW)
             if count == 1:
                 out[n] = at
@@ -239,71 +247,54 @@ def _read(raw, windows, ends, rows, kept, store, used, model, out):
                 _likeliest(word, links, score, unknown, best, back,
                            last)
                 count = _spell(word, owner, back, last, byte_ids, unk, out[n:])
-            if length <= _KEPT:
-                if (4 * used[0] >= 3 * len(rows)
-                        or used[1] + length + 8 > len(kept)
-                        or used[2] + count > len(store)):
+            if length <= KEPT:
+                if is_full(length, count, rows, kept, store, used):
                     rows[:] = _U(0)
                     used[:] = 0
-                    row = _find(rows, key0, key1, windows, start, length,
-                                kept)
-                _insert(rows, row, key0, key1, windows, start, length, kept,
-                        used)
-                at = np.int64(out[n])
-                if count != 1:
-                    at = used[2]
-                    for i in range(count):
-                        store[at + i] = out[n + i]
-                    used[2] += count
-                rows[row, 2] = _U(count) << _U(32) | _U(at)
+                    row = find_row(rows, key0, key1, windows, start, length,
+                                   kept)
+                insert_word(rows, row, key0, key1, windows, start, length,
+                            kept, used)
+                rows[row, KNOWN] = answer_of(out[n:], count, store, used)
         n += count
         start = ends[w]
     return n
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #098e9a82
-class _PieceEncoder(FastEncoder):
-    """Chapter 81's encoder, for other words and other pieces.
+class _PieceEncoder(WordEncoder):
+    """An encoder for other words and other pieces than chapter 81's.
 
     Args:
-        vocab_size: one more than the largest id.
         model: what `_read` wants to know.
         most: how many ids there may be for a byte.
-        rows: how many rows the memory for words has, a power of two.
+        rows: how many rows a memory for words has, a power of two.
     """
 
-    def __init__(self, vocab_size, model, *, most=1, rows=1 << 17):
-        self.numbers = np.arange(vocab_size).astype(object)
-        self.model, self.most, self.rows = model, most, rows
-        self.idle = []
-
-    def _ids(self, text):
-        raw, ends = self._words(text)
-        try:
-            memory = self.idle.pop()
-        except IndexError:
-            memory = self._memory()
-        try:
-            return self._run(memory, raw, ends)
-        finally:
-            self.idle.append(memory)
+    def __init__(self, model, *, most=1, rows=1 << 17):
+        super().__init__(rows)
+        self.model, self.most = model, most
 
     def _run(self, memory, raw, ends):
-        out, padded = np.empty(self.most * len(raw), np.int32), raw + _PAD
+        out, padded = np.empty(self.most * len(raw), np.int32), raw + PADDING
         n = _read(np.frombuffer(padded, np.uint8)[:len(raw)],
-                  _windows(padded), ends, memory.rows, memory.windows,
-                  memory.store, memory.used, self.model, out)
+                  eight_bytes(padded), ends, tuple(memory), self.model, out)
         return out[:n]
-
-    def _memory(self):
-        return _Memory(np.zeros((self.rows, 4), np.uint64),
-                       np.empty(16 * self.rows + 4 * _KEPT, np.uint8),
-                       np.empty(4 * self.rows + 4 * _KEPT, np.int32),
-                       np.zeros(3, np.int64))
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #bd16d279
 def _marked(piece):
     """The bytes of a piece, with a blank for each mark."""
     return piece.replace(SPACE, " ").encode()
+
+
+@kernel
+def _collect(cuts, ends):
+    """Write where each word ends; return how many there are."""
+    n = 0
+    for i in range(len(cuts) - 1):
+        ends[n] = i + 1
+        n += cuts[i + 1]
+    ends[n] = len(cuts)
+    return n + 1
 
 
 def _marked_words(texts):
@@ -344,7 +335,7 @@ class UnigramEncoder(_PieceEncoder):
         unk = -1 if tokenizer.unk_id is None else tokenizer.unk_id
         unknown = min(scores.values()) - UNKNOWN_PENALTY
         super().__init__(
-            tokenizer.vocab_size, most=1 if SPACE in scores else 3,
+            most=1 if SPACE in scores else 3,
             model=(links, owner, by_id[owner], byte_ids, unknown, unk, 0))
         self.rest = tokenizer.normalizer, tokenizer.prefix_space
         self.whole = tokenizer.has_inner_spaces
@@ -354,7 +345,7 @@ class UnigramEncoder(_PieceEncoder):
         return raw, ends[-1:] if self.whole else ends
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #1957c722
-@_fast
+@kernel
 def _word_ends(kinds, ends):
     """Where words begin and end without the blanks; how many there are."""
     n, size, before = 0, 0, np.uint8(2)
@@ -416,13 +407,13 @@ class _BertWords:
 
     def _decoded(self, text):
         codes = _codes(text).astype(np.int64)
-        n = _decoded_length(codes, self.lengths)
+        n = decoded_length(codes, self.lengths)
         if n < 0:
             self._fill(text)
-            n = _decoded_length(codes, self.lengths)
+            n = decoded_length(codes, self.lengths)
         out = np.empty(n + 16, np.uint8)
-        _decode(codes, self.starts, self.lengths,
-                _windows(self.spelled + _PAD), _windows(out))
+        decode_bytes(codes, self.starts, self.lengths,
+                eight_bytes(self.spelled + PADDING), eight_bytes(out))
         return out[:n].tobytes()
 
     def _fill(self, text):
@@ -457,7 +448,7 @@ class WordPieceEncoder(_PieceEncoder):
             if piece.startswith(mark) and piece != mark:
                 ids[b"\xff" + piece.removeprefix(mark).encode()] = i
         links, owner = _trie(ids)
-        super().__init__(tokenizer.vocab_size, (
+        super().__init__((
             links, owner, np.empty(0), np.empty(0, np.int32), 0.0,
             tokenizer.unk_id, tokenizer.max_word_length))
         self.words = _BertWords(tokenizer.normalizer, tokenizer.character_map)
@@ -468,7 +459,7 @@ class WordPieceEncoder(_PieceEncoder):
 # %% ../../../nbs/82_compiled_pieces.ipynb #a332de69
 def _counted(batches):
     """A dictionary of words and counts, in order of appearance."""
-    counts = _WordCounts()
+    counts = WordCounts()
     for raw, ends in batches:
         counts.add(raw, ends)
     letters, ends, counts = counts.words()
@@ -514,12 +505,12 @@ def count_spaced(texts):
 SCORES = {frequency_score: 0, association_score: 1, likelihood_score: 2}
 
 
-@_fast
+@kernel
 def _xlogx(x):
     return x * math.log(x) if x > 0 else 0.0
 
 
-@_fast
+@kernel
 def _score(kind, pair, left, right, total):
     if kind == 0:
         return float(pair)
@@ -530,7 +521,7 @@ def _score(kind, pair, left, right, total):
             - _xlogx(total - pair))
 
 
-@_fast
+@kernel
 def _hope(kind, pair, total):
     """What no pair that occurs so often will ever exceed."""
     if kind == 0:
@@ -541,7 +532,7 @@ def _hope(kind, pair, total):
     return pair * (1 + math.log(total / pair))
 
 
-@_fast
+@kernel
 def _promise(kind, pair, left, right, total, enough):
     """The score of a pair that occurs `pair` times at the most.
 
@@ -559,17 +550,19 @@ def _promise(kind, pair, left, right, total, enough):
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #dabd3fbe
 _STAGE = 0.7
+_LEFT, _RIGHT, _FIRST, _STOP, _COUNT, _ALIKE = range(6)  # of `pairs`
+_OCCURS, _LISTS = 0, 1                                   # of `pieces`
 
 
-@_fast
+@kernel
 def _survey(kind, pairs, bound, pieces, total):
     """A good part of the best score, and a heap of who reaches it."""
     best = 0.0
     for i in range(len(pairs)):
         best = max(best, _promise(
-            kind, pairs[i, 4], pieces[pairs[i, 0], 0],
-            pieces[pairs[i, 1], 0], total, best))
-    pieces[:, 1:] = -1
+            kind, pairs[i, _COUNT], pieces[pairs[i, _LEFT], _OCCURS],
+            pieces[pairs[i, _RIGHT], _OCCURS], total, best))
+    pieces[:, _LISTS:] = -1
     heap = [(0.0, 0, 0)][:0]
     if best > 0:
         for i in range(len(pairs)):
@@ -577,35 +570,37 @@ def _survey(kind, pairs, bound, pieces, total):
     return _STAGE * best, heap
 
 
-@_fast
+@kernel
 def _admit(i, kind, threshold, pairs, bound, pieces, total, heap):
     """Push a pair that reaches the threshold, list one that may rise."""
-    a, b, pair = pairs[i, 0], pairs[i, 1], pairs[i, 4]
-    bound[i] = _promise(kind, pair, pieces[a, 0], pieces[b, 0], total,
-                        threshold)
+    a, b, pair = pairs[i, _LEFT], pairs[i, _RIGHT], pairs[i, _COUNT]
+    bound[i] = _promise(kind, pair, pieces[a, _OCCURS], pieces[b, _OCCURS],
+                        total, threshold)
     if bound[i] >= threshold:
         heapq.heappush(heap, (-bound[i], a << 32 | b, i))
     if kind > 0 and pair > 0 and _hope(kind, pair, total) >= threshold:
-        pairs[i, 5], pieces[a, 1] = pieces[a, 1], i
-        pairs[i, 6], pieces[b, 2] = pieces[b, 2], i
+        for side, piece in ((0, a), (1, b)):
+            pairs[i, _ALIKE + side] = pieces[piece, _LISTS + side]
+            pieces[piece, _LISTS + side] = i
 
 
-@_fast
+@kernel
 def _raise(piece, kind, threshold, pairs, bound, pieces, total, heap):
     """Push the pairs of a piece that has become rarer, if they rose."""
-    for side in (1, 2):
-        i = pieces[piece, side]
+    for side in (0, 1):
+        i = pieces[piece, _LISTS + side]
         while i >= 0:
-            now = _promise(kind, pairs[i, 4], pieces[pairs[i, 0], 0],
-                           pieces[pairs[i, 1], 0], total, threshold)
+            now = _promise(
+                kind, pairs[i, _COUNT], pieces[pairs[i, _LEFT], _OCCURS],
+                pieces[pairs[i, _RIGHT], _OCCURS], total, threshold)
             if now >= threshold and now > bound[i]:
                 bound[i] = now
-                heapq.heappush(heap, (-now, pairs[i, 0] << 32 | pairs[i, 1],
-                                      i))
-            i = pairs[i, 4 + side]
+                key = pairs[i, _LEFT] << 32 | pairs[i, _RIGHT]
+                heapq.heappush(heap, (-now, key, i))
+            i = pairs[i, _ALIKE + side]
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #36fb8397
-@_fast
+@kernel
 def _times(places, length, weights):
     """How often a pair is merged, of places that may overlap."""
     times, end = 0, 0
@@ -616,7 +611,7 @@ def _times(places, length, weights):
     return times
 
 
-@_fast
+@kernel
 def _learn(kind, symbols, weights, places, free, pairs, n_pairs, pieces,
            lengths, new):
     """Merge until all rows of `pieces` are in use; which pairs."""
@@ -625,7 +620,7 @@ def _learn(kind, symbols, weights, places, free, pairs, n_pairs, pieces,
     tally = np.zeros((2 * size, 2), np.int64)
     met = np.empty((2 * len(symbols), 2), np.int32)
     bound = np.zeros(len(pairs))
-    total = pieces[:, 0].sum()
+    total = pieces[:, _OCCURS].sum()
     threshold, heap = 0.0, [(0.0, 0, 0)][:0]
     while new < size:
         if len(heap) == 0:
@@ -636,34 +631,35 @@ def _learn(kind, symbols, weights, places, free, pairs, n_pairs, pieces,
         promised, key, best = heapq.heappop(heap)
         if -promised != bound[best]:
             continue
-        a, b, first = pairs[best, 0], pairs[best, 1], pairs[best, 2]
-        count, last = _still_there(a, b, lengths[a], first, pairs[best, 3],
-                                   symbols, weights, places)
-        pairs[best, 3], pairs[best, 4] = last, count
-        bound[best] = _promise(kind, count, pieces[a, 0], pieces[b, 0], total,
-                               threshold)
+        a, b = pairs[best, _LEFT], pairs[best, _RIGHT]
+        first, last = pairs[best, _FIRST], pairs[best, _STOP]
+        count, last = still_there(a, b, lengths[a], first, last, symbols,
+                                  weights, places)
+        pairs[best, _STOP], pairs[best, _COUNT] = last, count
+        bound[best] = _promise(kind, count, pieces[a, _OCCURS],
+                               pieces[b, _OCCURS], total, threshold)
         if bound[best] != -promised:
             if bound[best] >= threshold:
                 heapq.heappush(heap, (-bound[best], key, best))
             continue
-        pairs[best, 4], bound[best] = 0, 0.0
+        pairs[best, _COUNT], bound[best] = 0, 0.0
         lengths[new] = lengths[a] + lengths[b]
         times = _times(places[first:last], lengths[new], weights)
         touched = [0][:0]
-        n = _merge_places(a, b, new, first, last, symbols, weights, places,
-                          lengths, met, touched, tally)
+        n = merge_places(a, b, new, first, last, symbols, weights, places,
+                         lengths, met, touched, tally)
         born = [(0, 0, 0, 0, 0)][:0]
-        free = _push_new(new, n, free, met, touched, tally, places, born)
+        free = push_new(new, n, free, met, touched, tally, places, born)
         total -= times
-        pieces[a, 0] -= times
-        pieces[b, 0] -= times
-        pieces[new, 0] = times
+        pieces[a, _OCCURS] -= times
+        pieces[b, _OCCURS] -= times
+        pieces[new, _OCCURS] = times
         while n_pairs + len(born) > len(pairs):
             pairs, bound = _grown(pairs, 0), _grown(bound, 0.0)
         for minus, left, right, first, last in born:
             row = pairs[n_pairs]
-            row[0], row[1], row[2], row[3], row[4] = (left, right, first,
-                                                      last, -minus)
+            row[_LEFT], row[_RIGHT], row[_COUNT] = left, right, -minus
+            row[_FIRST], row[_STOP] = first, last
             _admit(n_pairs, kind, threshold, pairs, bound, pieces, total,
                    heap)
             n_pairs += 1
@@ -712,11 +708,11 @@ def _first_pairs(symbols, weights, n_pieces):
     first = np.flatnonzero(np.diff(keys, prepend=_U((1 << 64) - 1)))
     pairs = np.zeros((max(len(first), 1), 7), np.int64)
     pairs = pairs[:len(first)]
-    pairs[:, 0], pairs[:, 1] = np.divmod(keys[first], _U(n_pieces))
-    pairs[:, 2] = first
-    pairs[:, 3] = np.append(first[1:], len(at))
+    pairs[:, _LEFT], pairs[:, _RIGHT] = np.divmod(keys[first], _U(n_pieces))
+    pairs[:, _FIRST] = first
+    pairs[:, _STOP] = np.append(first[1:], len(at))
     if len(first):
-        pairs[:, 4] = np.add.reduceat(weights[places[:len(at)]], first)
+        pairs[:, _COUNT] = np.add.reduceat(weights[places[:len(at)]], first)
     return places, pairs
 
 
@@ -744,7 +740,7 @@ def learn_wordpiece(corpus, vocab_size, *, score=likelihood_score):
     counts[:len(pieces), 0] = np.bincount(
         symbols[symbols >= 0], weights[symbols >= 0], len(pieces))
     merges = _learn(SCORES[score], symbols, weights, places,
-                    int(pairs[:, 3].max(initial=0)), pairs, len(pairs),
+                    int(pairs[:, _STOP].max(initial=0)), pairs, len(pairs),
                     counts, np.ones(vocab_size, np.int64), len(pieces))
     for a, b in merges[len(pieces):].tolist():
         pieces.append(pieces[a] + pieces[b].removeprefix(MARK))
@@ -769,7 +765,7 @@ def _sorted_places(codes, left, length):
         names[order] = np.cumsum(new, dtype=np.uint64)
 
 
-@_fast
+@kernel
 def _shared(codes, rest, order):
     """How many letters each place in `order` shares with the one before."""
     shared = np.zeros(len(order) + 1, np.int64)
@@ -782,7 +778,7 @@ def _shared(codes, rest, order):
     return shared
 
 
-@_fast
+@kernel
 def _repeats(order, shared, rest, until):
     """All substrings that no letter can follow without a loss.
 
@@ -832,7 +828,7 @@ def _seeds(codes, left, counts, max_length, seed_size):
     return order, found[ranked]
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #e0fb17d7
-@_fast
+@kernel
 def _nest(seeds, n_letters, shortest_first, deepest):
     """The longest seed within each seed, at its beginning."""
     within = np.full(n_letters + len(seeds), -1, np.int32)
@@ -843,7 +839,7 @@ def _nest(seeds, n_letters, shortest_first, deepest):
     return within
 
 
-@_fast
+@kernel
 def _lay_out(starts, deepest, within, size, n):
     """The `n` arrows of all words, by their starts."""
     first = np.zeros(len(starts), np.int64)
@@ -861,7 +857,7 @@ def _lay_out(starts, deepest, within, size, n):
     return first, piece, start, stop
 
 
-@_fast
+@kernel
 def _strike(first, piece, start, stop, renamed):
     """Rename the pieces of all arrows; those renamed to -1 go."""
     n, begin = 0, 0
@@ -875,7 +871,7 @@ def _strike(first, piece, start, stop, renamed):
     return first, piece[:n], start[:n], stop[:n]
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #7294b3d9
-@_fast
+@kernel
 def _expect(sizes, counts, first, piece, start, stop, p):
     """The log-likelihood of the corpus, and the expected counts."""
     table = np.zeros((len(p), 2))
@@ -899,10 +895,10 @@ def _expect(sizes, counts, first, piece, start, stop, p):
     return likelihood, table[:, 1].copy()
 
 
-_digamma = _fast(digamma)
+_digamma = kernel(digamma)
 
 
-@_fast
+@kernel
 def _log_means(counts):
     """The digamma form of log(count / sum)."""
     out, norm = np.empty(len(counts)), _digamma(counts.sum())
@@ -911,7 +907,7 @@ def _log_means(counts):
     return out
 
 
-@_fast
+@kernel
 def _best_counts(sizes, counts, first, piece, start, stop, score):
     """How often each piece is in the best cuts of the corpus."""
     used = np.zeros(len(score), np.int64)
@@ -930,7 +926,7 @@ def _best_counts(sizes, counts, first, piece, start, stop, score):
     return used
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #f00eb4ca
-@_fast
+@kernel
 def _losses(home, first, piece, start, stop, score, used):
     """What the loss of each piece would cost; -inf if nobody uses it.
 
