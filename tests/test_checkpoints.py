@@ -24,6 +24,7 @@ from lmcourse.checkpoints import (
     find_checkpoint,
     load_model,
     read_header,
+    register,
     save_model,
     write_tensors,
 )
@@ -671,3 +672,10 @@ def test_a_name_that_is_neither(folder, tmp_path, monkeypatch):
 ])
 def test_published_parameter_counts(name, total):
     assert total_and_active(OPEN_DECODERS[name])[0] == total
+
+
+def test_a_family_is_known_once_it_is_registered(monkeypatch):
+    family = FAMILIES["GPT2LMHeadModel"]
+    monkeypatch.delitem(FAMILIES, "GPT2LMHeadModel")
+    register(family)
+    assert FAMILIES["GPT2LMHeadModel"] is family

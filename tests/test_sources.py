@@ -170,7 +170,7 @@ def test_a_name_that_the_module_lacks_is_found():
     assert "F821 Undefined name `cache_bytes`" in done.stdout
 
 
-# how many are left, by module: may only shrink, and then goes
+# how many are left, by module, may only shrink: torch's `_parameters`
 BORROWED = {"checkpoints": 1}
 NAMEDTUPLE = {"_asdict", "_fields", "_make", "_replace"}  # documented
 
