@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import regex
-from tqdm import tqdm
 
 
 def manual():
@@ -116,6 +115,10 @@ def check_special_tokens(tokens):
 def _check_ids(vocab, special_tokens, added_tokens):
     """No id may be negative, or mean two things."""
     check_special_tokens([*special_tokens, *added_tokens])
+    ids = [*vocab.values(), *special_tokens.values()]
+    if (ids and not added_tokens and {*map(type, ids)} == {int}
+            and min(ids) >= 0 and len({*ids}) == len(ids) and vocab):
+        return  # all at once; what follows says what is wrong, and where
     owner = {}
     for name, tokens in [("vocab", vocab), ("special_tokens", special_tokens),
                          ("added_tokens", added_tokens)]:
@@ -180,6 +183,8 @@ def read_texts(texts, description):
         texts: an iterable of strings; it is read once.
         description: what the bar says.
     """
+    from tqdm import tqdm  # a tenth of a second that only learners need
+
     _check_texts(texts)
     bar = tqdm(texts, desc=description, unit=" texts")
     for number, text in enumerate(bar):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIES', 'GPT2_PATTERN', 'GPT4_PATTERN', 'GPT2_ALPHABET', 'spell', 'count_pairs', 'most_frequent', 'replace_pair',
-           'learn_bpe_loop', 'bpe_vocabulary', 'segment_bpe', 'learn_bpe', 'WordMemory', 'cut_words', 'ByteBPE']
+           'learn_bpe_loop', 'bpe_vocabulary', 'segment_bpe', 'learn_bpe', 'WordMemory', 'cut_words', 'CheckedMerges',
+           'ByteBPE']
 
 # %% ../../nbs/11_bpe.ipynb #fa7b6904
 from array import array
@@ -16,7 +17,6 @@ from itertools import chain, islice, pairwise
 from operator import length_hint
 
 import numpy as np
-from tqdm import tqdm
 
 from lmcourse.tokenizers.base import (
     END_OF_TEXT,
@@ -280,6 +280,8 @@ def _learn_bytes(texts, size, pattern, alphabet):
     spelled = [list(word.encode().translate(to_ids)) for word in words]
     learned = _learn(spelled, [*words.values()], join, _TIE_KEYS["min"])
     pairs = []
+    from tqdm import tqdm
+
     with tqdm(total=size - 256, desc="learning merges") as bar:
         for pair in learned:
             bar.update(len(tokens) - 256 - bar.n)
@@ -409,10 +411,15 @@ class _Encoder:
 
     def __init__(self, vocab, merges, pattern, ignore_merges=False):
         self.pattern = compile_pattern(pattern)
-        self.vocab, self.ignore_merges = vocab, ignore_merges
-        self.ranks = (_RanksByToken(vocab) if merges is None
-                      else dict(zip(merges, range(len(merges)), strict=True)))
+        self.vocab, self.merges = vocab, merges
+        self.ignore_merges = ignore_merges
         self.memory = WordMemory(self.merge)
+
+    @cached_property
+    def ranks(self):  # made for the first word that is no token
+        if self.merges is None:
+            return _RanksByToken(self.vocab)
+        return dict(zip(self.merges, range(len(self.merges)), strict=True))
 
     def merge(self, word):
         word = word.encode()
@@ -472,11 +479,12 @@ def _implementation():
     return fast.learn_bytes, fast.FastEncoder, fast.FastDecoder
 
 
+class CheckedMerges(tuple):
+    """Merges that a reader has compared with the vocabulary already."""
+
+
 def _check_parts(merges, vocab):
     """Both parts of a merge, and what it makes, are tokens."""
-    if (vocab.keys() >= {*chain.from_iterable(merges)}
-            and vocab.keys() >= {a + b for a, b in merges}):
-        return
     for number, (left, right) in enumerate(merges):
         if left not in vocab or right not in vocab or (
                 left + right not in vocab):
@@ -527,8 +535,9 @@ class ByteBPE(Tokenizer):
                                  "all 256 must be there")
         if self.merges is not None:
             merges = tuple(map(tuple, self.merges))
+            if not isinstance(self.merges, CheckedMerges):
+                _check_parts(merges, self.vocab)
             object.__setattr__(self, "merges", merges)
-            _check_parts(merges, self.vocab)
 
     @classmethod
     def train(cls, texts, vocab_size, *, pattern=GPT2_PATTERN,

@@ -9,12 +9,15 @@ __all__ = ['Steps', 'UnicodeForm', 'Replace', 'ReplaceAll', 'Prepend', 'Strip', 
 # %% ../../nbs/84_tokenizer_files.ipynb #4f759f5a
 import base64
 import binascii
+import gc
 import json
 import re
 import unicodedata
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache, partial
-from itertools import chain, pairwise
+from itertools import pairwise, repeat
+from operator import add
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +30,7 @@ from lmcourse.tokenizers.bpe import (
     GPT2_PATTERN,
     GPT4_PATTERN,
     ByteBPE,
+    CheckedMerges,
     WordMemory,
 )
 from lmcourse.tokenizers.unigram import (
@@ -526,6 +530,9 @@ _LARGEST_ID = 1 << 24
 def _vocab(found):
     """The vocabulary of a model: tokens and their ids."""
     vocab = found.take("vocab", dict)
+    if {*map(type, vocab.values())} == {int} and (
+            0 <= min(vocab.values()) <= max(vocab.values()) < _LARGEST_ID):
+        return vocab
     for token, i in vocab.items():
         if type(i) is not int or not 0 <= i < _LARGEST_ID:
             raise ValueError(f"{found.where}.vocab[{token!r:.60}]={i!r:.60}: "
@@ -784,17 +791,44 @@ def _check_byte_decoder(top):
 # %% ../../nbs/84_tokenizer_files.ipynb #218a6560
 def _bpe(top, model, vocab, normalizer, **roles):
     """A `ByteBPE` or a `PieceBPE`."""
-    merges = _merges(model, vocab)
+    before = _steps_before(top)
+    of_bytes = "ByteLevel" in _kinds(before)
+    ids = dict(vocab)
+    spelled = (_all_as_bytes(vocab) if of_bytes
+               else dict(zip(vocab, vocab, strict=True)))
+    for token in vocab.keys() & roles["special_tokens"].keys():
+        del ids[token], spelled[token]
+    merges = _merges(model, vocab, spelled, roles["special_tokens"])
     for name, allowed in [("dropout", 0.0), ("end_of_word_suffix", ""),
                           ("continuing_subword_prefix", "")]:
         model.fixed(name, None, allowed, needed=False)
-    before = _steps_before(top)
-    if not vocab.keys().isdisjoint(roles["special_tokens"]):
-        _check_written(merges, roles["special_tokens"])
-    if "ByteLevel" in _kinds(before):
-        return _byte_bpe(top, model, vocab, merges, before, normalizer,
-                         **roles)
-    return _piece_bpe(top, model, vocab, merges, before, normalizer, **roles)
+    if of_bytes:
+        return _byte_bpe(top, model, ids, spelled, merges, before,
+                         normalizer, **roles)
+    return _piece_bpe(top, model, ids, merges, before, normalizer, **roles)
+
+
+def _merges(model, vocab, spelled, special_tokens):
+    """The merges as `spelled` writes them.
+
+    Looking up their parts is the check; if it fails, they are checked one by
+    one, for a message that says which.
+    """
+    found = model.take("merges", list)
+    pairs = ([merge.split(" ") for merge in found]
+             if {*map(type, found)} == {str} else found)
+    try:
+        left, right = zip(*pairs, strict=True)
+        if {*map(type, pairs)} == {list} and all(map(
+                spelled.__contains__, map(add, left, right))):
+            return CheckedMerges(zip(map(spelled.__getitem__, left),
+                                     map(spelled.__getitem__, right),
+                                     strict=True))
+    except (KeyError, TypeError, ValueError):
+        pass
+    merges = _merges_one_by_one(model, found, vocab)
+    _check_written(merges, special_tokens)
+    return [(spelled.get(a), spelled.get(b)) for a, b in merges]
 
 
 def _check_written(merges, special_tokens):
@@ -803,22 +837,6 @@ def _check_written(merges, special_tokens):
         if token in made:
             raise ValueError(f"added_tokens: {token!r:.60} is special, and "
                              "the merges of the model write it")
-
-
-def _merges(model, vocab):
-    """The pairs; all are checked at once, and one by one if that fails."""
-    found = model.take("merges", list)
-    try:
-        merges = [(left, right) for left, right in (
-            merge.split(" ") if isinstance(merge, str) else merge
-            for merge in found)]
-        if ({*map(type, found)} <= {str, list}
-                and vocab.keys() >= {*chain.from_iterable(merges)}
-                and vocab.keys() >= {a + b for a, b in merges}):
-            return merges
-    except (TypeError, ValueError):
-        pass
-    return _merges_one_by_one(model, found, vocab)
 
 
 def _merges_one_by_one(model, found, vocab):
@@ -860,36 +878,42 @@ def _all_as_bytes(tokens):
     if _OTHER_LETTER.search(joined):
         return {token: _as_bytes(token) for token in tokens}
     translated = _BETWEEN.join(tokens).translate(_TO_BYTES)
-    return dict(zip(tokens, [part.encode("latin-1") for part
-                             in translated.split(_BETWEEN)], strict=True))
+    return dict(zip(tokens, map(str.encode, translated.split(_BETWEEN),
+                                repeat("latin-1")), strict=True))
 
 
 def _as_letters(token):
     return "".join(map(_TO_LETTERS.get, token))
 
 # %% ../../nbs/84_tokenizer_files.ipynb #7f85dbcf
-def _byte_bpe(top, model, vocab, merges, before, normalizer, *,
+def _byte_bpe(top, model, ids, spelled, merges, before, normalizer, *,
               special_tokens, added_tokens, **roles):
     unk_token = model.take("unk_token", (str, type(None)), None)
     model.take("fuse_unk", bool, False)
     model.take("byte_fallback", bool, False)
     pattern, prefix_space = _byte_words(before)
     _check_byte_decoder(top)
-    spelled, as_bytes = {}, _all_as_bytes(vocab)
-    for token, i in vocab.items():
-        letters = as_bytes[token]
-        if letters and token not in special_tokens:
-            spelled[letters] = i
-        elif token not in special_tokens and token not in added_tokens:
-            raise model.wrong("vocab", token, "spelled in the 256 letters "
-                              "of ByteLevel")
+    vocab = dict(zip(spelled.values(), ids.values(), strict=True))
+    if not all(vocab):
+        vocab = _only_bytes(model, ids, spelled, added_tokens)
+        merges = [*merges]  # which may be of tokens that are no bytes
     return ByteBPE(
-        vocab=spelled, special_tokens=special_tokens,
+        vocab=vocab, special_tokens=special_tokens,
         added_tokens=added_tokens, pattern=pattern, normalizer=normalizer,
-        merges=[(as_bytes[a], as_bytes[b]) for a, b in merges],
+        merges=merges,
         prefix_space=prefix_space,
         unk_token=unk_token if unk_token in special_tokens else None,
         ignore_merges=model.take("ignore_merges", bool, False), **roles)
+
+
+def _only_bytes(model, ids, spelled, added_tokens):
+    """The tokens that are bytes; any other one must be an added token."""
+    for token, as_bytes in spelled.items():
+        if not as_bytes and token not in added_tokens:
+            raise model.wrong("vocab", token, "spelled in the 256 letters "
+                              "of ByteLevel")
+    return {as_bytes: ids[token] for token, as_bytes in spelled.items()
+            if as_bytes}
 
 
 _ANYTHING = r"[\s\S]+"
@@ -944,7 +968,7 @@ def _split_pattern(found, behavior, invert):
     return text if kind == "Regex" else regex.escape(text)
 
 # %% ../../nbs/84_tokenizer_files.ipynb #d258c359
-def _piece_bpe(top, model, vocab, merges, before, normalizer, *,
+def _piece_bpe(top, model, ids, merges, before, normalizer, *,
                special_tokens, added_tokens, matching, **roles):
     unk_token = model.take("unk_token", (str, type(None)), None)
     fallback = model.take("byte_fallback", bool, False)
@@ -957,9 +981,7 @@ def _piece_bpe(top, model, vocab, merges, before, normalizer, *,
     if split:  # these would reach from word to word
         merges = [(a, b) for a, b in merges if SPACE not in a[1:] + b]
     return PieceBPE(
-        vocab={token: i for token, i in vocab.items()
-               if token not in special_tokens},
-        special_tokens=special_tokens, added_tokens=added_tokens,
+        vocab=ids, special_tokens=special_tokens, added_tokens=added_tokens,
         matching=matching, unk_token=unk_token, merges=merges,
         normalizer=_joined(steps), prefix_space=prefix_space,
         byte_fallback=fallback,
@@ -1293,11 +1315,26 @@ def load_tokenizer(path, **options):
             raise TypeError(f"{name}: {file} takes "
                             f"{' and '.join(allowed) or 'no options'}")
     try:
-        return read(file, **options)
+        with _no_collection():
+            return read(file, **options)
     except (TypeError, ValueError, RecursionError) as error:
         message = " ".join(str(error).split("\n"))
         raise ValueError(f"{file}: {message.removeprefix(f'{file}: ')}"
                          ) from None
+
+
+@contextmanager
+def _no_collection():
+    """No garbage collection: it would go through all that was read so far,
+    again and again, and find no cycles.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _found(path):
