@@ -3,19 +3,19 @@
 It is drawn from the imports of the notebooks while the book is built, so it
 cannot be out of date. The chapters stand in one column, so that a phone shows
 them at full size; each is a link. Left of them every chapter that others need
-has a line of its own, which leads down to all of them.
+has a line of its own, which leads down to all of them. The parts are those of
+the table of contents.
 """
 
 import html
+import re
 
 import chapters
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 WIDTH, HEIGHT, STEP = 292, 26, 32  # of a box, and from one to the next
-PART_GAP, LANE, MARGIN, BEND = 12, 13, 4, 6
-CAPTIONS = {"8": "Workshop: what may be skipped"}  # by the first digit
-CAPTION_GAP = 34
+CAPTION, LANE, MARGIN, BEND = 30, 13, 4, 6
 COLORS = 4  # book.css has as many
 
 
@@ -59,15 +59,24 @@ def lanes(used):
     return lane_of
 
 
-def heights(stems):
-    """The middle of each box from the top; parts are a little apart."""
-    y, part, middles = MARGIN + HEIGHT / 2, None, {}
-    for stem in stems:
-        if part not in (None, stem[0]):
-            y += CAPTION_GAP if stem[0] in CAPTIONS else PART_GAP
-        middles[stem], part = y, stem[0]
-        y += STEP
-    return middles
+def parts():
+    """The captions of the table of contents, with the chapters under each."""
+    index = (chapters.NBS / "index.md").read_text(encoding="utf-8")
+    found = re.findall(r"^:caption: (.+)\n:hidden:\n\n((?:\d.*\n)+)", index,
+                       re.M)
+    return {caption: stems.split() for caption, stems in found}
+
+
+def heights(contents):
+    """From the top: where each caption stands, and the middle of each box."""
+    y, captions, middles = MARGIN + HEIGHT / 2, {}, {}
+    for caption, stems in contents.items():
+        captions[caption] = y
+        y += CAPTION
+        for stem in stems:
+            middles[stem] = y
+            y += STEP
+    return captions, middles
 
 
 def line(x, lane, start, ends):
@@ -97,24 +106,13 @@ def box(x, y, path, needs):
             '</text></a>')
 
 
-def captions(x, middle):
-    """What stands above the first box of some parts."""
-    firsts = {}
-    for stem, y in middle.items():
-        firsts.setdefault(stem[0], y)
-    return "".join(
-        f'<text x="{x}" y="{firsts[part] - HEIGHT / 2 - 7}">'
-        f'{html.escape(CAPTIONS[part])}</text>'
-        for part in firsts if part in CAPTIONS)
-
-
 def draw():
     """The map as SVG, in the colors of the theme."""
     paths = {path.stem: path for path in chapters.chapters()}
     needs = direct(chapters.dependencies())
     used = users(needs)
     lane_of = lanes(used)
-    middle = heights(paths)
+    captions, middle = heights(parts())
     x = MARGIN + LANE * (max(lane_of.values()) + 1) + 4
     lines = []
     for i, (stem, others) in enumerate(sorted(used.items())):
@@ -126,13 +124,14 @@ def draw():
             f'<path class="head" d="{heads}"/></g>')
     boxes = [box(x, middle[stem], path, needs[stem])
              for stem, path in paths.items()]
+    boxes += [f'<text x="{x}" y="{y + 7}">{html.escape(caption)}</text>'
+              for caption, y in captions.items()]
     width = x + WIDTH + MARGIN
     height = max(middle.values()) + HEIGHT / 2 + MARGIN
     return (f'<svg class="chapter-map" viewBox="0 0 {width} {height}" '
             f'style="max-width: {width}px" role="group" aria-label="Map: an '
             'arrow leads from each chapter to the chapters that build on '
-            f'it">{"".join(lines)}{captions(x, middle)}{"".join(boxes)}'
-            '</svg>')
+            f'it">{"".join(lines)}{"".join(boxes)}</svg>')
 
 
 class ChapterMap(SphinxDirective):
