@@ -4,6 +4,7 @@ import base64
 import copy
 import dataclasses
 import functools
+import gc
 import itertools
 import json
 import random
@@ -1229,3 +1230,22 @@ def test_a_sentencepiece_file(tmp_path):
     assert own == read_sentencepiece(tmp_path / "spiece.model")
     own.save(tmp_path / "json")
     same_ids(own, load_tokenizer(tmp_path / "json"), many()[:2_000])
+
+
+def test_merges_come_out_the_same_at_once_and_one_by_one(tmp_path):
+    own = byte_base()
+    own.save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    merges = data["model"]["merges"]
+    for changed in ([*map(" ".join, merges)],
+                    [" ".join(merges[0]), *merges[1:]]):  # one by one
+        data["model"]["merges"] = changed
+        (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+        assert load_tokenizer(tmp_path).merges == own.merges
+        assert type(load_tokenizer(tmp_path).merges) is tuple
+        assert gc.isenabled()
+    data["model"]["merges"].append(["a", "nowhere"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="'nowhere' is not"):
+        load_tokenizer(tmp_path)
+    assert gc.isenabled()
