@@ -440,6 +440,11 @@ def empty_answers(rows):
         np.empty(4 * rows + 4 * KEPT, np.int32), np.zeros(3, np.int64))
 
 
+# up to here, Python integers that are kept are found faster than new ones are
+# made; beyond, they no longer fit into the processor's own memory
+_FEW_IDS = 1 << 15
+
+
 class WordEncoder:
     """Ids of the words of a text, with memories of those that were met.
 
@@ -448,12 +453,15 @@ class WordEncoder:
     several threads at once.
 
     Args:
+        n_ids: the largest id plus 1.
         rows: how many rows a memory has, a power of two; each of them
             takes 64 bytes with what belongs to it.
     """
 
-    def __init__(self, rows=1 << 17):
-        self.rows, self.idle = rows, []
+    def __init__(self, n_ids, *, rows=1 << 17):
+        self.rows, self.idle, self.integers = rows, [], None
+        if n_ids <= _FEW_IDS:
+            self.integers = np.array([*range(n_ids), -1], object)
 
     def _ids(self, text):
         raw, ends = self._words(text)
@@ -468,7 +476,10 @@ class WordEncoder:
 
     def encode(self, text):
         """The ids of a text as a list."""
-        return self._ids(text).tolist()
+        ids = self._ids(text)
+        if self.integers is not None:
+            ids = self.integers.take(ids)  # -1 takes the last one, -1
+        return ids.tolist()
 
     def encode_to_numpy(self, text):
         """The ids of a text as an int32 array (T,)."""
@@ -521,7 +532,7 @@ class FastEncoder(WordEncoder):
 
     def __init__(self, vocab, merges, pattern, ignore_merges=False, *,
                  rows=1 << 17):
-        super().__init__(rows)
+        super().__init__(max(vocab.values()) + 1, rows=rows)
         self.pattern = pattern
         self.byte_ids = (
             np.array([vocab[bytes([b])] for b in range(256)], np.int32),

@@ -265,13 +265,13 @@ class _PieceEncoder(WordEncoder):
     """An encoder for other words and other pieces than chapter 81's.
 
     Args:
+        n_ids: the largest id plus 1.
         model: what `_read` wants to know.
         most: how many ids there may be for a byte.
-        rows: how many rows a memory for words has, a power of two.
     """
 
-    def __init__(self, model, *, most=1, rows=1 << 17):
-        super().__init__(rows)
+    def __init__(self, n_ids, model, *, most=1):
+        super().__init__(n_ids)
         self.model, self.most = model, most
 
     def _run(self, memory, raw, ends):
@@ -335,7 +335,7 @@ class UnigramEncoder(_PieceEncoder):
         unk = -1 if tokenizer.unk_id is None else tokenizer.unk_id
         unknown = min(scores.values()) - UNKNOWN_PENALTY
         super().__init__(
-            most=1 if SPACE in scores else 3,
+            tokenizer.vocab_size, most=1 if SPACE in scores else 3,
             model=(links, owner, by_id[owner], byte_ids, unknown, unk, 0))
         self.rest = tokenizer.normalizer, tokenizer.prefix_space
         self.whole = tokenizer.has_inner_spaces
@@ -448,7 +448,7 @@ class WordPieceEncoder(_PieceEncoder):
             if piece.startswith(mark) and piece != mark:
                 ids[b"\xff" + piece.removeprefix(mark).encode()] = i
         links, owner = _trie(ids)
-        super().__init__((
+        super().__init__(tokenizer.vocab_size, model=(
             links, owner, np.empty(0), np.empty(0, np.int32), 0.0,
             tokenizer.unk_id, tokenizer.max_word_length))
         self.words = _BertWords(tokenizer.normalizer, tokenizer.character_map)
