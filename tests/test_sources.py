@@ -66,6 +66,8 @@ def test_notebook_is_clean(path):
         assert set(cell["metadata"]) <= {"tags"}
         if cell["cell_type"] == "code":
             assert cell["execution_count"] is None, "run `make run`"
+            names = {output.get("name") for output in cell["outputs"]}
+            assert "stderr" not in names, "a warning, with somebody's path"
     assert path.stat().st_size < 3e6, "outputs too large for a page"
 
 

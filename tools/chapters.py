@@ -205,6 +205,7 @@ def execute(path):
     """Run one notebook in a fresh kernel; return the seconds it took."""
     nb = nbformat.read(path, as_version=4)
     client = NotebookClient(nb, timeout=900, kernel_name="python3",
+                            coalesce_streams=True,
                             resources={"metadata": {"path": str(NBS)}})
     start = time.perf_counter()
     client.execute()
