@@ -534,8 +534,9 @@ class ByteBPE(Tokenizer):
                 raise ValueError(f"vocab: lacks the byte {bytes([b])!r}; "
                                  "all 256 must be there")
         if self.merges is not None:
-            merges = tuple(map(tuple, self.merges))
+            merges = tuple(self.merges)
             if not isinstance(self.merges, CheckedMerges):
+                merges = tuple(map(tuple, merges))
                 _check_parts(merges, self.vocab)
             object.__setattr__(self, "merges", merges)
 

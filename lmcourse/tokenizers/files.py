@@ -16,11 +16,11 @@ import unicodedata
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache, partial
-from itertools import pairwise, repeat
-from operator import add
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import regex
 
 from ..files import read_json, write_json
@@ -811,20 +811,18 @@ def _bpe(top, model, vocab, normalizer, **roles):
 def _merges(model, vocab, spelled, special_tokens):
     """The merges as `spelled` writes them.
 
-    Looking up their parts is the check; if it fails, they are checked one by
-    one, for a message that says which.
+    Looking them up is the check; if it fails, they are checked one by one,
+    for a message that says which.
     """
     found = model.take("merges", list)
     pairs = ([merge.split(" ") for merge in found]
              if {*map(type, found)} == {str} else found)
     try:
-        left, right = zip(*pairs, strict=True)
-        if {*map(type, pairs)} == {list} and all(map(
-                spelled.__contains__, map(add, left, right))):
-            return CheckedMerges(zip(map(spelled.__getitem__, left),
-                                     map(spelled.__getitem__, right),
-                                     strict=True))
-    except (KeyError, TypeError, ValueError):
+        if {*map(type, pairs)} <= {list} and {*map(len, pairs)} <= {2} and (
+                all(map(spelled.__contains__, map("".join, pairs)))):
+            parts = [*map(spelled.__getitem__, chain.from_iterable(pairs))]
+            return CheckedMerges(zip(parts[::2], parts[1::2], strict=True))
+    except (KeyError, TypeError):
         pass
     merges = _merges_one_by_one(model, found, vocab)
     _check_written(merges, special_tokens)
@@ -858,12 +856,7 @@ _LETTERS = [chr(b) for b in GPT2_ALPHABET[:188]] + [
     chr(256 + n) for n in range(68)]
 _TO_LETTERS = dict(zip(GPT2_ALPHABET, _LETTERS, strict=True))
 _TO_BYTES = {ord(letter): b for b, letter in _TO_LETTERS.items()}
-
-
 _OTHER_LETTER = re.compile(f"[^{re.escape(''.join(_LETTERS))}]")
-_BETWEEN = chr(1 << 10)  # neither one of the letters nor what a byte becomes
-
-
 def _as_bytes(token):
     """The bytes that GPT-2's letters stand for; None for other letters."""
     if _OTHER_LETTER.search(token):
@@ -872,14 +865,16 @@ def _as_bytes(token):
 
 
 def _all_as_bytes(tokens):
-    """The same for many tokens, as a mapping: all in one string, if all can.
-    """
-    joined = "".join(tokens)
-    if _OTHER_LETTER.search(joined):
+    """The same for many tokens, as a mapping: all at once, if all can."""
+    letters = "".join(tokens)
+    if _OTHER_LETTER.search(letters):
         return {token: _as_bytes(token) for token in tokens}
-    translated = _BETWEEN.join(tokens).translate(_TO_BYTES)
-    return dict(zip(tokens, map(str.encode, translated.split(_BETWEEN),
-                                repeat("latin-1")), strict=True))
+    byte_of = np.zeros(256 + 68, np.uint8)
+    byte_of[[*_TO_BYTES]] = [*_TO_BYTES.values()]
+    spelled = byte_of[np.frombuffer(letters.encode("utf-16-le"), np.uint16)]
+    spelled, ends = spelled.tobytes(), [*accumulate(map(len, tokens))]
+    return {token: spelled[start:end] for token, start, end in
+            zip(tokens, [0, *ends], ends, strict=False)}
 
 
 def _as_letters(token):

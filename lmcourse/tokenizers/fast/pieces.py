@@ -13,14 +13,13 @@ import threading
 import numpy as np
 
 from lmcourse.tokenizers.fast.bpe import (
-    KEPT,
     WordEncoder,
-    answer_of,
     decode_bytes,
     decoded_length,
-    is_full,
     merge_places,
     push_new,
+    recall,
+    remember,
     still_there,
 )
 from lmcourse.tokenizers.fast.words import (
@@ -31,7 +30,6 @@ from lmcourse.tokenizers.fast.words import (
     WordCounts,
     eight_bytes,
     find_row,
-    insert_word,
     kernel,
     mix,
     word_key,
@@ -233,29 +231,19 @@ def _read(raw, windows, ends, memory, model, out):
             row = find_row(rows, key0, key1, windows, start, length, kept)
         if rows[row, LENGTH_KEY] != 0:
             answer = rows[row, KNOWN]
-            count, at = np.int64(answer >> _U(32)), np.int64(answer & _LOW)
-            if count == 1:
-                out[n] = at
-            else:
-                for i in range(count):
-                    out[n + i] = store[at + i]
+            count, out[n] = np.int64(answer >> _U(32)), answer & _LOW
+            if count != 1:
+                recall(answer, store, out[n:])
         else:
-            word = raw[start:ends[w]]
+            word, ids = raw[start:ends[w]], out[n:]
             if greedy:
-                count = _longest(word, links, owner, unk, limit, out[n:])
+                count = _longest(word, links, owner, unk, limit, ids)
             else:
                 _likeliest(word, links, score, unknown, best, back,
                            last)
-                count = _spell(word, owner, back, last, byte_ids, unk, out[n:])
-            if length <= KEPT:
-                if is_full(length, count, rows, kept, store, used):
-                    rows[:] = _U(0)
-                    used[:] = 0
-                    row = find_row(rows, key0, key1, windows, start, length,
-                                   kept)
-                insert_word(rows, row, key0, key1, windows, start, length,
-                            kept, used)
-                rows[row, KNOWN] = answer_of(out[n:], count, store, used)
+                count = _spell(word, owner, back, last, byte_ids, unk, ids)
+            remember(rows, kept, store, used, row, key0, key1, windows,
+                     start, length, ids, count)
         n += count
         start = ends[w]
     return n

@@ -10,6 +10,7 @@ __all__ = ['kernel', 'GPT4_RANKS_PATTERN', 'GPT4O_PATTERN', 'PADDING', 'KEY', 'L
 # %% ../../../nbs/80_words_and_table.ipynb #a65d191f
 import sys
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import numba
@@ -220,7 +221,7 @@ class PatternTable(NamedTuple):
     Args:
         kinds: the kind of each code point, uint8.
         table: for each state and kind what to do, and in the bits from 3 on
-            where the row of the next state begins; int32, flat.
+            where the row of the next state begins; uint32, flat.
         width: how many kinds there are, the end of the text included.
     """
 
@@ -250,7 +251,8 @@ def _table(steps, start, sets):
             table.append(places[after] << 3 | flags)
         if len(states) > 1000:
             raise _Unsupported("too many states")
-    return np.array(table, np.int32)
+    # unsigned, or each step would ask whether an index counts from the end
+    return np.array(table, np.uint32)
 
 
 @lru_cache(32)
@@ -352,7 +354,7 @@ def split_ends(texts, pattern=GPT2_PATTERN):
         return b"".join(words), np.cumsum([*map(len, words)], dtype=np.int64)
     encoded = [text.encode() for text in texts]
     raw = encoded[0] if len(texts) == 1 else b"".join(encoded)
-    bounds = np.cumsum([*map(len, encoded)], dtype=np.int64)
+    bounds = np.array([*accumulate(map(len, encoded))], np.int64)
     ends = np.empty(len(raw) + 1, np.int64)
     n = _cut(np.frombuffer(raw, np.uint8), bounds, *table, ends)
     return raw, ends[:n]
