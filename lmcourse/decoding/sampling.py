@@ -177,7 +177,7 @@ def apply_steps(logits, steps=(), *, input_ids=None):
 def _write(model, input_ids, *, attention_mask, choose, steps,
            max_new_tokens, eos_id):
     """Append what `choose` picks from the logits `(B, V)`, step by step."""
-    _check_count(max_new_tokens)
+    _check_count("max_new_tokens", max_new_tokens, least=0)
     reader, new = as_reader(model), []
     logits = reader.read(input_ids, attention_mask=attention_mask)
     _check_range(reader.input_ids, eos_id, V=logits.shape[-1])
@@ -198,10 +198,10 @@ def _write(model, input_ids, *, attention_mask, choose, steps,
 
 # %% ../../nbs/60_decoding.ipynb #1858b6c9
 #| code-fold: true
-def _check_count(max_new_tokens):
-    if type(max_new_tokens) is not int or max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens!r}: "
-                         "must be an integer, at least 0")
+def _check_count(name, value, *, least):
+    if type(value) is not int or value < least:  # True would pass for 1
+        raise ValueError(f"{name}={value!r}: must be an integer, "
+                         f"at least {least}")
 
 
 def _check_range(input_ids, eos_id, *, V):
@@ -268,9 +268,7 @@ class TopK:
     k: int
 
     def __post_init__(self):
-        if type(self.k) is not int or self.k < 1:
-            raise ValueError(f"top_k={self.k!r}: must be an integer, "
-                             "at least 1")
+        _check_count("top_k", self.k, least=1)
 
     def __call__(self, logits, *, input_ids=None):
         """Logits `(..., V)` with -inf for all but the k best."""
@@ -360,9 +358,7 @@ class NoRepeat:
     n: int
 
     def __post_init__(self):
-        if type(self.n) is not int or self.n < 1:
-            raise ValueError(f"no_repeat={self.n!r}: must be an integer, "
-                             "at least 1")
+        _check_count("no_repeat", self.n, least=1)
 
     def __call__(self, logits, *, input_ids=None):
         """Logits `(B, V)` with -inf where a run of `(B, S)` would repeat."""
