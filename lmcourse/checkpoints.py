@@ -351,25 +351,25 @@ def load_model(folder_or_hub_id, *, into=None, device=None, dtype=None,
     path = folder / "config.json"
     settings = _read_object(path)
     family = _find_family(settings, path)
-    try:
-        config = read_config(family, settings)
-        with torch.device("meta"):
-            model = family.build(config)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    if into is not None:
-        _check_into(into, config, path, device=device, dtype=dtype)
-    files = _Files(folder, family)
+    model = _empty_model(family, settings, path)
     if into is None:
-        _load_new(model, files, dtype=dtype, device=device)
+        _load_new(model, _Files(folder, family), dtype=dtype, device=device)
     else:
-        tied = "head.weight" not in dict(model.named_parameters())
-        model = into
-        _load_into(model, files, tied=tied)
+        _check_into(into, model.config, path, device=device, dtype=dtype)
+        model = _load_into(into, _Files(folder, family), like=model)
     model.settings = settings
     return model.eval()
 
 # %% ../nbs/70_checkpoints.ipynb #54fbaaa8
+def _empty_model(family, settings, path):
+    try:
+        config = read_config(family, settings)
+        with torch.device("meta"):
+            return family.build(config)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def _load_new(model, files, *, dtype, device):
     plan = _plan(model, files)
     for path, name, _, shape in _without_place(files, plan):
@@ -421,7 +421,8 @@ def _fresh(model, files):
     return [ours for ours in found if ours in fresh]
 
 
-def _load_into(model, files, *, tied):
+def _load_into(model, files, *, like):
+    tied = "head.weight" not in dict(like.named_parameters())
     fresh = _fresh(model, files)
     plan = _plan(model, files, fresh=fresh)
     if not plan:
@@ -440,6 +441,7 @@ def _load_into(model, files, *, tied):
     if told:
         warnings.warn(f"{files.folder.name}: {'; '.join(told)}",
                       stacklevel=3)
+    return model
 
 # %% ../nbs/70_checkpoints.ipynb #98aaf965
 #| code-fold: true

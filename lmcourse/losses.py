@@ -15,25 +15,6 @@ import torch.nn.functional as F
 IGNORE_INDEX = -100  # a label that asks for nothing, as in torch
 
 
-def _check_labels(labels, shape, vocab_size):
-    """Refuse labels that do not fit; their values are looked at once."""
-    if labels.shape != shape:
-        raise ValueError(f"labels: the shape is {tuple(labels.shape)}, must "
-                         f"be {tuple(shape)} like the positions")
-    if torch.compiler.is_compiling():  # values are not known there
-        return
-    asked = labels[labels != IGNORE_INDEX]
-    if not len(asked):
-        raise ValueError(f"labels: all are {IGNORE_INDEX}, must ask for at "
-                         "least one token")
-    low, high = asked.aminmax()
-    for label in (low.item(), high.item()):
-        if not 0 <= label < vocab_size:
-            raise ValueError(f"labels: {label} is outside the vocabulary, "
-                             f"must be 0 to {vocab_size - 1} or "
-                             f"{IGNORE_INDEX}")
-
-# %% ../nbs/19_prediction.ipynb #85c34bf7
 def cross_entropy(logits, *, labels):
     """How surprised the model is by the labels, in nats per token.
 
@@ -56,6 +37,26 @@ def cross_entropy(logits, *, labels):
         logits = logits.float()
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(),
                            ignore_index=IGNORE_INDEX)
+
+# %% ../nbs/19_prediction.ipynb #85c34bf7
+#| code-fold: true
+def _check_labels(labels, shape, vocab_size):
+    """Refuse labels that do not fit; their values are looked at once."""
+    if labels.shape != shape:
+        raise ValueError(f"labels: the shape is {tuple(labels.shape)}, must "
+                         f"be {tuple(shape)} like the positions")
+    if torch.compiler.is_compiling():  # values are not known there
+        return
+    asked = labels[labels != IGNORE_INDEX]
+    if not len(asked):
+        raise ValueError(f"labels: all are {IGNORE_INDEX}, must ask for at "
+                         "least one token")
+    low, high = asked.aminmax()
+    for label in (low.item(), high.item()):
+        if not 0 <= label < vocab_size:
+            raise ValueError(f"labels: {label} is outside the vocabulary, "
+                             f"must be 0 to {vocab_size - 1} or "
+                             f"{IGNORE_INDEX}")
 
 # %% ../nbs/19_prediction.ipynb #4dbf5468
 def perplexity(loss):
@@ -108,10 +109,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             x, kept = hidden[rows], keep[rows]
             picked = labels[rows].clamp(min=0)[:, None]
             logits = F.linear(x, weight, bias).to(dtype)
-            if softcap is not None:
-                logits = logits.div_(softcap).tanh_()
-                slope = 1 - logits.square()
-                logits.mul_(softcap)
+            slope = None if softcap is None else _cap(logits, softcap)
             logits -= logits.amax(dim=-1, keepdim=True)
             score = logits.gather(1, picked)
             exps = logits.exp_()  # in place: one buffer, one exp per logit
@@ -123,7 +121,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             share = kept.to(dtype)[:, None] / count
             grad = exps.mul_(share / total)
             grad.scatter_add_(1, picked, -share)
-            if softcap is not None:
+            if slope is not None:
                 grad.mul_(slope)
             grad = grad.to(x.dtype)
             torch.mm(grad, weight, out=grads[0][rows])
@@ -142,6 +140,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                                "must be one")
         return *(None if g is None else g.mul_(upstream.to(g.dtype))
                  for g in grads), None, None, None, None
+
+# %% ../nbs/19_prediction.ipynb #6f5971a7
+def _cap(logits, softcap):
+    """Make logits c tanh(logit / c), in place; return the slope there."""
+    logits.div_(softcap).tanh_()
+    slope = 1 - logits.square()
+    logits.mul_(softcap)
+    return slope
 
 # %% ../nbs/19_prediction.ipynb #9133c1c5
 def chunked_cross_entropy(hidden_states, *, weight, labels, bias=None,

@@ -51,7 +51,7 @@ class PlainReader:
             ValueError: ids that are no ids, a row without a real token.
         """
         self.input_ids = _aligned(input_ids, attention_mask)
-        return self._ask()
+        return _answer(self.next_logits, self.input_ids)
 
     @torch.no_grad()
     def advance(self, input_ids):
@@ -64,7 +64,7 @@ class PlainReader:
         logits = []
         for token in input_ids.split(1, dim=1):
             self.input_ids = torch.cat([self.input_ids, token], dim=1)
-            logits.append(self._ask())
+            logits.append(_answer(self.next_logits, self.input_ids))
         return torch.stack(logits, dim=1)
 
     def select(self, rows):
@@ -77,14 +77,6 @@ class PlainReader:
             raise ValueError(f"length={length}: must be in 0..{self.length}")
         self.input_ids = self.input_ids[:, :length]
 
-    def _ask(self):
-        real = self.input_ids >= 0
-        if real.all():
-            return _answer(self.next_logits, self.input_ids)
-        rows = zip(self.input_ids, real, strict=True)  # never sees padding
-        return torch.cat([_answer(self.next_logits, ids[None, kept])
-                          for ids, kept in rows])
-
 # %% ../../nbs/60_decoding.ipynb #b88298c1
 def _aligned(input_ids, attention_mask):
     """The rows moved to the right, `(B, S)`, with -1 before shorter ones."""
@@ -96,6 +88,20 @@ def _aligned(input_ids, attention_mask):
     rows = input_ids.masked_fill(~real, -1).gather(1, order)
     longest = int(real.sum(dim=1).max()) if len(real) else rows.shape[1]
     return rows[:, rows.shape[1] - longest:]
+
+# %% ../../nbs/60_decoding.ipynb #fd97acc9
+def _answer(next_logits, input_ids):
+    """Logits `(B, V)` after rows that may begin with -1."""
+    real = input_ids >= 0
+    if not real.all():
+        rows = zip(input_ids, real, strict=True)
+        return torch.cat([_answer(next_logits, ids[None, kept])
+                          for ids, kept in rows])
+    logits = next_logits(input_ids)
+    if logits.ndim != 2 or len(logits) != len(input_ids):
+        raise ValueError(f"next_logits: returned {tuple(logits.shape)}: "
+                         f"must be (B, V) with B = {len(input_ids)}")
+    return logits
 
 # %% ../../nbs/60_decoding.ipynb #43f88714
 #| code-fold: true
@@ -124,14 +130,6 @@ def _check_new(input_ids, before):
     if len(shape) != 2 or shape[0] != B or shape[1] == 0:
         raise ValueError(f"input_ids: shape {shape}: must be (B, N) with "
                          f"B = {B} and N at least 1")
-
-
-def _answer(next_logits, input_ids):
-    logits = next_logits(input_ids)
-    if logits.ndim != 2 or len(logits) != len(input_ids):
-        raise ValueError(f"next_logits: returned {tuple(logits.shape)}: "
-                         f"must be (B, V) with B = {len(input_ids)}")
-    return logits
 
 # %% ../../nbs/60_decoding.ipynb #aedff237
 def as_reader(model):

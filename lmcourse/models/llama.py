@@ -148,7 +148,7 @@ def _gemma(pieces, vocab_size, max_length, d_model, *sizes, local=0,
     return _made(pieces, vocab_size, max_length, d_model, *sizes,
                  **by_layer(more))
 
-
+# %% ../../nbs/41_llama.ipynb #f244ef3e
 _TWO = {"local": 1, "window": 4096, "d_head": 256,
         "attention_scale": 256 ** -0.5}
 _THREE = _TWO | {"local": 5, "window": 1024,
@@ -540,9 +540,6 @@ def write_decoder(config):
         ignores those that it does not know.
     """
     layers = [config.at(i) for i in range(config.n_layers)]
-    dense = [i for i, layer in enumerate(layers) if not layer.n_experts]
-    wide = [layer.d_ff for layer in layers if not layer.n_experts]
-    sparse = [layer for layer in layers if layer.n_experts] or layers
     spelled = {gate: name for name, gate in _GATED.items()}
     activation = spelled.get(layers[0].feed_forward)
     return {
@@ -553,7 +550,6 @@ def write_decoder(config):
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.d_head,
-        "intermediate_size": wide[0] if wide else config.d_ff,
         "rms_norm_eps": config.norm_eps,
         "initializer_range": config.initializer_range,
         "tie_word_embeddings": config.tie_weights,
@@ -565,16 +561,25 @@ def write_decoder(config):
         "final_logit_softcapping": config.logit_softcap,
         "query_pre_attn_scalar": round(
             (config.attention_scale or config.d_head ** -0.5) ** -2),
-        "num_local_experts": sparse[0].n_experts,
-        "num_experts": sparse[0].n_experts,
-        "num_experts_per_tok": sparse[0].n_active_experts,
-        "moe_intermediate_size": sparse[0].d_ff,
-        "norm_topk_prob": config.renormalize_experts,
-        "decoder_sparse_step": 1, "mlp_only_layers": dense,
-    } | _write_windows(layers, config.window) | _write_rope(layers)
+    } | (_write_experts(layers, config)
+         | _write_windows(layers, config.window) | _write_rope(layers))
 
 # %% ../../nbs/41_llama.ipynb #936e5e1a
 #| code-fold: true
+def _write_experts(layers, config):
+    dense = [layer for layer in layers if not layer.n_experts]
+    sparse = [layer for layer in layers if layer.n_experts] or layers
+    return {"intermediate_size": (dense or [config])[0].d_ff,
+            "moe_intermediate_size": sparse[0].d_ff,
+            "num_local_experts": sparse[0].n_experts,
+            "num_experts": sparse[0].n_experts,
+            "num_experts_per_tok": sparse[0].n_active_experts,
+            "norm_topk_prob": config.renormalize_experts,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [i for i, layer in enumerate(layers)
+                                if not layer.n_experts]}
+
+
 def _write_windows(layers, window):
     names = {kind: name for name, kind in _KINDS.items()}
     layer_types = [names.get(layer.attention) for layer in layers]
