@@ -1167,6 +1167,26 @@ def test_faults_of_merges(merges, words, tmp_path):
     one_line(caught, tmp_path / "vocab.json", *words)
 
 
+@pytest.mark.parametrize("left, right", [
+    ("a", "b c"), ("q r", "s"), ("x y", "z w"), ("<w a>", "it"), ("中", "t")])
+def test_merges_of_added_tokens_that_are_no_bytes(left, right, tmp_path):
+    """The library reads them too, and no text has what they would merge."""
+    data = gpt2()
+    vocab, merges = data["model"]["vocab"], data["model"]["merges"]
+    data["model"]["merges"] = [m.split(" ") for m in merges]
+    data["model"]["merges"].insert(3, [left, right])
+    for token in sorted({left, right, left + right} - vocab.keys()):
+        data["added_tokens"].append(entry(token, len(vocab), special=False))
+        vocab[token] = len(vocab)
+    path = written(data, tmp_path)
+    own, peer = load_tokenizer(path), tokenizers.Tokenizer.from_file(str(path))
+    some = [f"a {left}{right} ab cd {left} {right}x", f"{left}{right[:-1]}",
+            *many()[:500]]
+    assert_equal(some, own.encode_batch(some, allowed_special="all"),
+                 ids_of(peer, some, add_special_tokens=False))
+    assert len(own.merges) == len(merges)
+
+
 def test_faults_of_fields(tmp_path):
     """Some of the changes above, with what is said about them."""
     def attempt(data, *words):

@@ -891,7 +891,7 @@ def _byte_bpe(top, model, ids, spelled, merges, before, normalizer, *,
     vocab = dict(zip(spelled.values(), ids.values(), strict=True))
     if not all(vocab):
         vocab = _only_bytes(model, ids, spelled, added_tokens)
-        merges = [*merges]  # which may be of tokens that are no bytes
+        merges = [pair for pair in merges if all(pair)]  # met in no text
     return ByteBPE(
         vocab=vocab, special_tokens=special_tokens,
         added_tokens=added_tokens, pattern=pattern, normalizer=normalizer,
