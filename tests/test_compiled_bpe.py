@@ -32,9 +32,7 @@ TABLED = [
     r"|\s++$|\s+(?!\S)|\s",
     GPT4_PATTERN.replace("{1,3}", ""),
     GPT4O.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace("{1,3}", ""),
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
-    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    fast_words.DEEPSEEK3_PATTERN[2],
     # gaps, counted repetitions, both looks, going far back
     r"[a-z]+(?=\d)|\s", r"ts{2,3}l|\d{2,}|s?+s", r"\s+(?=\S)|\S+|\s+",
     r"(?:s|st)(?:l|ltd)?|.", r"[a-z]*\d|[a-z]"]
@@ -74,6 +72,24 @@ def test_cuts_are_those_of_the_pattern(pattern):
         texts = ["".join(rng.choices(FACES, k=rng.randrange(12)))
                  for _ in range(rng.randrange(1, 4))]
         assert words(texts, pattern) == by_regex(texts, pattern), texts
+
+
+@pytest.mark.parametrize("patterns", [
+    fast_words.DEEPSEEK3_PATTERN, (r"[a-z]+(?=\d)|\s", r"\w"),
+    (r"a+?b|\w", GPT2_PATTERN, r"(?:ab)+|\W")])  # some left to regex
+def test_patterns_cut_in_turns(patterns):
+    rng = random.Random(0)
+    faces = [*FACES, *"東京はカー", "ab"]
+    for _ in range(2_000):
+        texts = ["".join(rng.choices(faces, k=rng.randrange(12)))
+                 for _ in range(rng.randrange(4))]
+        expected = texts
+        for pattern in patterns:
+            expected = [word.decode() for word in by_regex(expected, pattern)]
+        assert words(texts, patterns) == [*map(str.encode, expected)], texts
+        compiled = bpe.compile_patterns(patterns)
+        assert [word for text in texts for word in bpe.cut_in_turn(
+            compiled, text)] == expected
 
 
 EVERY = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]

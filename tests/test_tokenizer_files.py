@@ -24,6 +24,7 @@ from lmcourse.tokenizers import (
     Unigram,
     WordPiece,
     Words,
+    bpe,
     files,
     load_tokenizer,
 )
@@ -33,6 +34,7 @@ from lmcourse.tokenizers.base import (
     manual,
 )
 from lmcourse.tokenizers.bpe import GPT2_ALPHABET, GPT2_PATTERN, GPT4_PATTERN
+from lmcourse.tokenizers.fast import bpe as fast_bpe
 from lmcourse.tokenizers.files import (
     ByGrapheme,
     Matching,
@@ -58,6 +60,12 @@ from lmcourse.tokenizers.wordpiece import lower_letters, split_words
 from lmcourse.world import documents
 
 QWEN_PATTERN = GPT4_PATTERN.replace("{1,3}", "")
+# as in DeepSeek 3's file, one after the other
+DEEPSEEK_PATTERNS = (
+    "\\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+",
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+"
+    "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*"
+    "|\\s*[\r\n]+|\\s+(?!\\S)|\\s+")
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False,
               "trim_offsets": True, "use_regex": False}
 
@@ -170,6 +178,21 @@ def qwen():
         pre_tokenizer={"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": QWEN_PATTERN},
              "behavior": "Isolated", "invert": False}, BYTE_LEVEL]},
+        post_processor=BYTE_LEVEL, decoder=BYTE_LEVEL)
+
+
+def deepseek():
+    model = byte_model(pattern=DEEPSEEK_PATTERNS)
+    n = len(model["vocab"])
+    begin, end = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+    return a_file(
+        model, [entry(begin, n), entry(end, n + 1),
+                entry("<think>", n + 2, special=False)],
+        normalizer={"type": "Sequence", "normalizers": []},
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [
+            *({"type": "Split", "pattern": {"Regex": pattern},
+               "behavior": "Isolated", "invert": False}
+              for pattern in DEEPSEEK_PATTERNS), BYTE_LEVEL]},
         post_processor=BYTE_LEVEL, decoder=BYTE_LEVEL)
 
 
@@ -394,6 +417,7 @@ def old_t5():
 
 FAMILIES = {
     "GPT-2": gpt2, "GPT-2, old": old_gpt2, "Llama 3": llama3, "Qwen": qwen,
+    "DeepSeek": deepseek,
     "RoBERTa": roberta, "RoBERTa, space": lambda: roberta(True),
     "Llama 2": llama2, "Llama 2, old": old_llama2, "Mistral": mistral,
     "Gemma": gemma, "BERT": bert, "BERT, cased": lambda: bert(True),
@@ -518,6 +542,58 @@ def test_ids_equal_those_of_tokenizers(name, tmp_path, texts, n):
     assert [own.encode_to_numpy(t).tolist() for t in few] \
         == own.encode_batch(few)
     assert own.vocab_size == max(peer.get_vocab().values()) + 1
+
+
+def foreign(n, seed=0):
+    """Random strings in which digits, Han, kana and Latin meet."""
+    rng = random.Random(seed)
+    faces = [*"東京は日本の首都です。カタカナー、我爱你！，",
+             *"１２²½Ⅳ・ゝヿ一龥㐀",
+             *" \n\r\t'\".,;-_/a1bZé\u0301\u3000\xa0", "  ", "\r\n",
+             " the", "2024", "年"]
+    return ["".join(rng.choices(faces, k=rng.randrange(14)))
+            for _ in range(n)]
+
+
+def test_patterns_that_cut_in_turns(tmp_path):
+    """DeepSeek's three: read, compiled or not, learned with, and saved."""
+    path = written({**deepseek(), "added_tokens": []}, tmp_path)
+    own, peer = load_tokenizer(path), tokenizers.Tokenizer.from_file(str(path))
+    some = [*many(), *foreign(10_000), "".join(foreign(5_000, 1)), *PAGES]
+    theirs = ids_of(peer, some, add_special_tokens=False)
+    parts = own.vocab, own.merges, own.pattern
+    for engine in (bpe._Encoder(*parts), fast_bpe.FastEncoder(*parts)):
+        assert_equal(some, map(engine.encode, some), theirs)
+    own.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.pattern == own.pattern == DEEPSEEK_PATTERNS
+    assert again.merges == own.merges
+    texts = [*PAGES[:3], *FOREIGN, *foreign(300)]
+    learned = [learn(texts, 600, own.pattern, GPT2_ALPHABET)
+               for learn in (bpe._learn_bytes, fast_bpe.learn_bytes)]
+    assert learned[0] == learned[1]
+
+
+def test_patterns_before_gpt2s(tmp_path):
+    """ByteLevel's own pattern cuts what the Splits have left."""
+    data = deepseek()
+    data["pre_tokenizer"]["pretokenizers"][2:] = [
+        {**BYTE_LEVEL, "use_regex": True}]
+    path = written(data, tmp_path)
+    own, peer = load_tokenizer(path), plain_peer(data, tmp_path)
+    assert own.pattern == (*DEEPSEEK_PATTERNS[:2], GPT2_PATTERN)
+    some = [*many()[:1_000], *foreign(1_000)]
+    assert_equal(some, own.encode_batch(some),
+                 ids_of(peer, some, add_special_tokens=False))
+
+
+@pytest.mark.parametrize("pattern", [(), ("a",), ("(a)", "b"), ("b", "[a")])
+def test_faults_of_patterns(pattern):
+    for attempt in (lambda: changed(byte_base, pattern=pattern),
+                    lambda: ByteBPE.train(["a"], 300, pattern=pattern)):
+        with pytest.raises(ValueError, match="pattern=") as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n not in (
@@ -786,6 +862,7 @@ VARIANTS = {
        for base in (byte_base, unigram_base, piece_base)
        for value in PREFIX_SPACES},
     "pattern": (byte_base, {"pattern": GPT4_PATTERN}),
+    "patterns": (byte_base, {"pattern": DEEPSEEK_PATTERNS}),
     "pattern with gaps": (byte_base, {"pattern": r"\p{L}+|\d"}),
     "ignore_merges": (byte_base, {"ignore_merges": True, "merges": ()}),
     "byte unk_token": (byte_base, {"unk_token": "<m>"}),

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TIES', 'GPT2_PATTERN', 'GPT4_PATTERN', 'GPT2_ALPHABET', 'spell', 'count_pairs', 'most_frequent', 'replace_pair',
-           'learn_bpe_loop', 'bpe_vocabulary', 'segment_bpe', 'learn_bpe', 'WordMemory', 'cut_words', 'CheckedMerges',
-           'ByteBPE']
+           'learn_bpe_loop', 'bpe_vocabulary', 'segment_bpe', 'learn_bpe', 'WordMemory', 'cut_words', 'patterns_of',
+           'compile_patterns', 'cut_in_turn', 'CheckedMerges', 'ByteBPE']
 
 # %% ../../nbs/11_bpe.ipynb #fa7b6904
 from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice, pairwise
 from operator import length_hint
@@ -261,9 +261,9 @@ GPT4_PATTERN = (
 # %% ../../nbs/11_bpe.ipynb #d42c8e9d
 def _learn_bytes(texts, size, pattern, alphabet):
     """Learn `size` tokens: a list of bytes by id, and pairs of ids."""
-    compiled, words = compile_pattern(pattern), Counter()
+    compiled, words = compile_patterns(pattern), Counter()
     for text in read_texts(texts, "counting words"):
-        words.update(cut_words(compiled, text))
+        words.update(cut_in_turn(compiled, text))
     if not words:
         raise ValueError("texts: must hold at least one character")
     tokens = [bytes([b]) for b in alphabet]
@@ -364,7 +364,7 @@ class WordMemory(dict):
             self[word] = ids
         return ids
 
-
+# %% ../../nbs/11_bpe.ipynb #03840437
 def cut_words(pattern, text):
     """The words of a text; what no word covers is a word as well.
 
@@ -394,7 +394,40 @@ def _words_and_gaps(pattern, text):
     if done < len(text):
         yield text[done:]
 
+# %% ../../nbs/11_bpe.ipynb #4d932608
+def patterns_of(pattern):
+    """The regular expressions that cut, in their order.
 
+    Args:
+        pattern: one, or a tuple of two or more.
+    """
+    if not isinstance(pattern, tuple):
+        return (pattern,)
+    if len(pattern) < 2:
+        raise ValueError(f"pattern={pattern!r}: must be a regular "
+                         "expression, or a tuple of two or more")
+    return pattern
+
+
+def compile_patterns(pattern):
+    """The same, compiled; the errors are those of `compile_pattern`."""
+    return tuple(map(compile_pattern, patterns_of(pattern)))
+
+
+def cut_in_turn(patterns, text):
+    """The words of a text, each pattern cutting those of the one before.
+
+    Args:
+        patterns: compiled regular expressions.
+        text: any string.
+    """
+    first, *others = patterns
+    words = cut_words(first, text)
+    for pattern in others:
+        words = chain.from_iterable(map(partial(cut_words, pattern), words))
+    return words
+
+# %% ../../nbs/11_bpe.ipynb #d2e958c9
 class _RanksByToken:
     """The ranks of all pairs whose token has one, without a list of them."""
 
@@ -410,7 +443,7 @@ class _Encoder:
     """Ids of plain text by merging: what `ByteBPE` works with."""
 
     def __init__(self, vocab, merges, pattern, ignore_merges=False):
-        self.pattern = compile_pattern(pattern)
+        self.patterns = compile_patterns(pattern)
         self.vocab, self.merges = vocab, merges
         self.ignore_merges = ignore_merges
         self.memory = WordMemory(self.merge)
@@ -430,7 +463,7 @@ class _Encoder:
         return [*map(self.vocab.get, merge(tokens, self.ranks))]
 
     def encode(self, text):
-        words = cut_words(self.pattern, text)
+        words = cut_in_turn(self.patterns, text)
         return [*chain.from_iterable(map(self.memory.__getitem__, words))]
 
     def encode_to_numpy(self, text):
@@ -507,7 +540,8 @@ class ByteBPE(Tokenizer):
             None means any two tokens that make a third one, and of these
             the smallest id first, as in the rank files of tiktoken.
         pattern: the regular expression that finds the words. What stands
-            between them is a word as well.
+            between them is a word as well. If it is a tuple, each one cuts
+            the words of the one before.
         normalizer: a function from text to text that is applied first, or
             None; what it changes is not given back.
         prefix_space: whether to put a space before the text; one of
@@ -520,14 +554,14 @@ class ByteBPE(Tokenizer):
     """
 
     merges: tuple | None = ()
-    pattern: str = GPT2_PATTERN
+    pattern: str | tuple = GPT2_PATTERN
     normalizer: object = None
     prefix_space: bool | str = False
     ignore_merges: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        compile_pattern(self.pattern)
+        compile_patterns(self.pattern)
         check_prefix_space(self.prefix_space)
         for b in range(256):
             if bytes([b]) not in self.vocab:
@@ -549,7 +583,8 @@ class ByteBPE(Tokenizer):
             texts: any iterable of strings; it is read once, as a stream.
             vocab_size: how many tokens to have, the special ones included;
                 there are fewer when no pair is left to merge.
-            pattern: the regular expression that finds the words.
+            pattern: the regular expression that finds the words, or a
+                tuple of them.
             alphabet: the 256 bytes in the order of their ids.
             special_tokens: they get the last ids.
 

@@ -32,6 +32,7 @@ from lmcourse.tokenizers.bpe import (
     ByteBPE,
     CheckedMerges,
     WordMemory,
+    patterns_of,
 )
 from lmcourse.tokenizers.unigram import (
     BYTES,
@@ -916,29 +917,25 @@ _ANYTHING = r"[\s\S]+"
 
 def _byte_words(before):
     """The pattern and the prefix space of a chain that ends in ByteLevel."""
-    kinds, prefix_space, pattern = _kinds(before), False, None
-    last = before[-1]
-    if kinds not in (["ByteLevel"], ["Split", "ByteLevel"],
-                     ["Metaspace", "ByteLevel"],
-                     ["Metaspace", "Split", "ByteLevel"]):
+    (*splits, last), prefix_space = before, False
+    spaces = splits.pop(0) if _kinds(before)[0] == "Metaspace" else None
+    if {*_kinds(splits)} - {"Split"} or _kinds([last]) != ["ByteLevel"]:
         _refuse_steps(before, "ByteLevel", "Split and ByteLevel")
-    if kinds[0] == "Metaspace":
-        prefix_space = _space_before(before[0])
-    if "Split" in kinds:
-        pattern = _split_pattern(before[-2], "Isolated", False)
+    if spaces:
+        prefix_space = _space_before(spaces)
+    patterns = [_split_pattern(split, "Isolated", False) for split in splits]
     last.take("type", str)
     last.take("trim_offsets", bool)
-    if len(kinds) > 1:
+    if len(before) > 1:
         last.fixed("add_prefix_space", False)
     elif last.take("add_prefix_space", bool):
         prefix_space = "missing"
-    if pattern:
-        last.fixed("use_regex", False)
-    else:
-        pattern = (GPT2_PATTERN if last.take("use_regex", bool, True)
-                   else _ANYTHING)
+    if last.take("use_regex", bool, True):
+        patterns.append(GPT2_PATTERN)
     last.end()
-    return pattern, prefix_space
+    if len(patterns) > 1:
+        return tuple(patterns), prefix_space
+    return (patterns or [_ANYTHING])[0], prefix_space
 
 
 def _space_before(found):
@@ -1528,7 +1525,7 @@ def _write_byte_bpe(tokenizer):
     merges = tokenizer.merges
     if merges is None:
         merges = merges_of_ranks(tokenizer.vocab)
-    before = [_split(tokenizer.pattern),
+    before = [*map(_split, patterns_of(tokenizer.pattern)),
               {"type": "ByteLevel", "add_prefix_space": False,
                "trim_offsets": True, "use_regex": False}]
     steps = _flat(tokenizer.normalizer)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..base import compile_pattern, read_texts
-from ..bpe import GPT2_PATTERN
+from ..base import read_texts
+from ..bpe import GPT2_PATTERN, compile_patterns
 from lmcourse.tokenizers.fast.words import (
     KEY,
     KNOWN,
@@ -172,7 +172,8 @@ def learn_bytes(texts, size, pattern, alphabet):
     Args:
         texts: any iterable of strings; it is read once, as a stream.
         size: how many tokens to have, the 256 bytes included.
-        pattern: the regular expression that finds the words.
+        pattern: the regular expression that finds the words, or a tuple of
+            them.
         alphabet: the 256 bytes in the order of their ids.
 
     Returns:
@@ -181,7 +182,7 @@ def learn_bytes(texts, size, pattern, alphabet):
     Raises:
         ValueError: no text.
     """
-    compile_pattern(pattern)  # says what is wrong with it before reading
+    compile_patterns(pattern)  # says what is wrong with it before reading
     counted = tally_words(read_texts(texts, "counting words"), pattern)
     letters, ends, counts = counted.words()
     if not len(ends):
@@ -524,7 +525,8 @@ class FastEncoder(WordEncoder):
         vocab: tokens, as `bytes`, and their ids, all 256 bytes among them.
         merges: pairs of tokens, in the order in which they are merged, or
             None: any two that make a third, the smallest id first.
-        pattern: the regular expression that finds the words.
+        pattern: the regular expression that finds the words, or a tuple of
+            them.
         ignore_merges: whether a word that is a token needs no merges.
         rows: how many rows a memory for words has, a power of two.
     """
