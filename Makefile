@@ -49,7 +49,7 @@ test: $(READY) $(OTHER)  ## everything that CI runs
 	$(PYTEST) $(SIDE_BY_SIDE) tests --ignore tests/test_pages.py
 	$(NBVAL) nbs
 	$(MAKE) html
-	$(PYTEST) tests/test_pages.py
+	$(PYTEST) -n $(JOBS) tests/test_pages.py
 
 nightly: $(READY)  ## the thorough tests that `make test` leaves out
 	$(PYTEST) $(SIDE_BY_SIDE) tests -m nightly
