@@ -20,7 +20,6 @@ from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import regex
 
 from ..files import read_json, write_json
@@ -858,6 +857,8 @@ _LETTERS = [chr(b) for b in GPT2_ALPHABET[:188]] + [
 _TO_LETTERS = dict(zip(GPT2_ALPHABET, _LETTERS, strict=True))
 _TO_BYTES = {ord(letter): b for b, letter in _TO_LETTERS.items()}
 _OTHER_LETTER = re.compile(f"[^{re.escape(''.join(_LETTERS))}]")
+
+
 def _as_bytes(token):
     """The bytes that GPT-2's letters stand for; None for other letters."""
     if _OTHER_LETTER.search(token):
@@ -867,13 +868,10 @@ def _as_bytes(token):
 
 def _all_as_bytes(tokens):
     """The same for many tokens, as a mapping: all at once, if all can."""
-    letters = "".join(tokens)
-    if _OTHER_LETTER.search(letters):
+    spelled = _as_bytes("".join(tokens))
+    if spelled is None:
         return {token: _as_bytes(token) for token in tokens}
-    byte_of = np.zeros(256 + 68, np.uint8)
-    byte_of[[*_TO_BYTES]] = [*_TO_BYTES.values()]
-    spelled = byte_of[np.frombuffer(letters.encode("utf-16-le"), np.uint16)]
-    spelled, ends = spelled.tobytes(), [*accumulate(map(len, tokens))]
+    ends = [*accumulate(map(len, tokens))]  # a letter is a byte
     return {token: spelled[start:end] for token, start, end in
             zip(tokens, [0, *ends], ends, strict=False)}
 

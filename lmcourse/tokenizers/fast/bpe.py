@@ -10,6 +10,7 @@ __all__ = ['KEPT', 'still_there', 'merge_places', 'push_new', 'learn_bytes', 're
 import heapq
 import struct
 import time
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -459,9 +460,11 @@ class WordEncoder:
     """
 
     def __init__(self, n_ids, *, rows=1 << 17):
-        self.rows, self.idle, self.integers = rows, [], None
-        if n_ids <= _SHARED_IDS:
-            self.integers = np.array([*range(n_ids), -1], object)
+        self.n_ids, self.rows, self.idle = n_ids, rows, []
+
+    @cached_property
+    def _integers(self):
+        return np.array([*range(self.n_ids), -1], object)
 
     def _ids(self, text):
         raw, ends = self._words(text)
@@ -476,9 +479,12 @@ class WordEncoder:
 
     def encode(self, text):
         """The ids of a text as a list."""
-        ids = self._ids(text)
-        if self.integers is not None:
-            ids = self.integers.take(ids, mode="wrap")  # the last is -1
+        return self.to_list(self._ids(text))
+
+    def to_list(self, ids):
+        """An array of ids as a list."""
+        if self.n_ids <= _SHARED_IDS:
+            ids = self._integers.take(ids, mode="wrap")  # the last is -1
         return ids.tolist()
 
     def encode_to_numpy(self, text):
