@@ -587,11 +587,14 @@ def test_patterns_before_gpt2s(tmp_path):
                  ids_of(peer, some, add_special_tokens=False))
 
 
-@pytest.mark.parametrize("pattern", [(), ("a",), ("(a)", "b"), ("b", "[a")])
-def test_faults_of_patterns(pattern):
+@pytest.mark.parametrize("pattern, error", [
+    ((), ValueError), (("a",), ValueError), (("(a)", "b"), ValueError),
+    (("b", "[a"), ValueError), (["a", "b"], TypeError), (None, TypeError),
+    (("a", 3), TypeError)])
+def test_faults_of_patterns(pattern, error):
     for attempt in (lambda: changed(byte_base, pattern=pattern),
                     lambda: ByteBPE.train(["a"], 300, pattern=pattern)):
-        with pytest.raises(ValueError, match="pattern=") as caught:
+        with pytest.raises(error, match="pattern=") as caught:
             attempt()
         assert "\n" not in str(caught.value)
 

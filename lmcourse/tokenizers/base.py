@@ -475,8 +475,12 @@ def compile_pattern(pattern):
         pattern: the expression, for the `regex` library.
 
     Raises:
+        TypeError: it is no string.
         ValueError: it does not compile, or it captures groups.
     """
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern={pattern!r}: must be a regular expression "
+                        "in a string")
     try:
         found = regex.compile(pattern)
     except regex.error as error:
