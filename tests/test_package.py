@@ -20,6 +20,7 @@ def loaded_after(statement):
 
 
 @pytest.mark.parametrize("module", ["lmcourse", "lmcourse.world",
+                                    "lmcourse.experiments",
                                     "lmcourse.tokenizers"])
 def test_import_without_torch(module):
     loaded = loaded_after(f"import {module}")

@@ -34,6 +34,19 @@ print(digest.hexdigest())
 """
 
 
+CODE = """
+import ast, hashlib, pathlib
+from lmcourse.experiments import deciding_code
+digest = hashlib.sha256()
+for path in sorted(pathlib.Path("lmcourse").rglob("*.py")):
+    source = path.read_text()
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            digest.update(deciding_code(source, node.name).encode())
+print(digest.hexdigest())
+"""
+
+
 def run(python, *arguments):
     done = subprocess.run([python, *arguments], capture_output=True,
                           text=True, cwd=ROOT, env={"TQDM_DISABLE": "1"})
@@ -50,6 +63,12 @@ def test_it_is_another_version(python):
 @pytest.mark.parametrize("python", PYTHONS)
 def test_tokenizers_give_the_same_ids(python):
     assert run(python, "-c", DIGEST) == run(sys.executable, "-c", DIGEST)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_fingerprints_are_the_same(python):
+    """Of every function: their form does not depend on the Python."""
+    assert run(python, "-c", CODE) == run(sys.executable, "-c", CODE)
 
 
 @pytest.mark.parametrize("python", PYTHONS)
