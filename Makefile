@@ -1,6 +1,6 @@
 # Everything runs in .venv, which each target makes when it is not there.
 .DEFAULT_GOAL := help
-.PHONY: help env html book check test nightly called run records sync owner lab bench clean
+.PHONY: help env html book check test nightly called run draft portable records sync owner lab bench clean
 PYTHON ?= python3
 PORT ?= 8000
 CH ?=
@@ -60,6 +60,12 @@ called: $(READY)  ## the unit tests, and a list of public names that none calls
 
 run: $(READY)  ## re-execute chapters (all, or CH=11), clean, export, sync
 	$(BIN)/python tools/chapters.py run $(CH)
+
+draft: $(READY)  ## as run, without the trial of other processors
+	$(BIN)/python tools/chapters.py draft $(CH)
+
+portable: $(READY)  ## compare outputs as other processors give them, or CH=11
+	$(BIN)/python tools/portable.py --jobs $(JOBS) $(CH)
 
 records: $(READY)  ## run experiments over their seeds: outdated ones, or CH=22
 	$(BIN)/python tools/records.py $(CH)

@@ -131,6 +131,55 @@ def test_unknown_chapter_is_named(project):
     assert "CH=77 is no chapter; there are: 05_chapter" in output
 
 
+DIFFERS = """import os
+import torch
+print("here", os.environ.get("ATEN_CPU_CAPABILITY"))"""
+
+
+def test_run_refuses_what_other_processors_do_not_print(project):
+    path = write_chapter(project, "print('the same')", DIFFERS)
+    run = start(project, "run", "05")
+    output, _ = run.communicate(timeout=PATIENT)
+    assert run.returncode == 1
+    assert "[sse] cell 1: saved 'here None', now 'here default'" in output
+    assert output.endswith("05_chapter.ipynb differs on other processors and "
+                           "is as it was; print what stays.\n")
+    assert "here None" not in path.read_text()
+    run = start(project, "draft", "05")
+    output, _ = run.communicate(timeout=PATIENT)
+    assert run.returncode == 0, output
+    assert "here None" in path.read_text()
+    done = subprocess.run(
+        [sys.executable, project / "tools/portable.py", "05", "--settings",
+         "sse", "two-threads"], capture_output=True, text=True)
+    assert done.stdout.count("05_chapter [sse] cell 1: saved 'here N") == 1
+    assert "05_chapter [two-threads] " in done.stdout
+    assert done.stdout.count("no differences") == 1
+    assert done.stderr.endswith("outputs differ in: 05_chapter\n")
+
+
+TRAINS = """import torch
+from pathlib import Path
+parameter = torch.nn.Parameter(torch.ones(()))
+optimizer = torch.optim.AdamW([parameter], lr=0.1)
+print(f"{parameter.item():.6f}", Path.home().name)"""
+
+
+def test_what_is_trained_starts_elsewhere_in_the_shifted_setting(project):
+    path = write_chapter(project, "1 + 1", TRAINS, "1 / 0  # NBVAL_SKIP")
+    assert start(project, "sync").wait(timeout=PATIENT) == 0
+    code = (f"import arithmetic, nbformat\n"
+            f"nb = nbformat.read({str(path)!r}, 4)\n"
+            f"print(*arithmetic.differences(nb, 'shifted'), sep='\\n')")
+    done = subprocess.run([sys.executable, "-c", code], text=True,
+                          cwd=project / "tools", capture_output=True)
+    assert done.returncode == 0, done.stderr
+    one, two, three = done.stdout.splitlines()
+    assert one == "cell 0: saved '', now '2'"
+    assert two == "cell 1: saved '', now '1.000001 shifted'"
+    assert three.startswith("cell 2: saved '', now 'ZeroDivisionError")
+
+
 SMALL = """
 __all__ = ["used", "left", "Base", "Used", "Left", "MADE"]
 import functools

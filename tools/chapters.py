@@ -1,11 +1,13 @@
 """Sync, export, execute and clean the chapters: what `make run` does.
 
     python tools/chapters.py run [CH ...]   execute these chapters, or all
+    python tools/chapters.py draft [CH ...] the same, on this processor only
     python tools/chapters.py sync           text <-> notebooks, then export
     python tools/chapters.py owner          write the address of settings.ini
 
 A notebook is executed in memory and replaces the committed one in a single
-rename: interrupt the run, and the file is as it was.
+rename: interrupt the run, and the file is as it was. Before that, `run` sees
+to it that its outputs are the same on other processors (`arithmetic.py`).
 """
 
 import argparse
@@ -20,8 +22,8 @@ import sys
 import time
 from pathlib import Path
 
+import arithmetic
 import nbformat
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm import tqdm
 
@@ -70,6 +72,12 @@ def chapters(names=()):
 def is_named(path, name):
     """Whether `name` is the stem of `path` or the number it starts with."""
     return name in (path.stem, path.stem.split("_")[0])
+
+
+def source_of(path):
+    """The code of a notebook as Python."""
+    return "\n".join(re.sub(r"%pip .*", "pass", cell.source)
+                     for cell in code_cells(path))
 
 
 def code_cells(path):
@@ -127,9 +135,8 @@ def dependencies():
     written.pop(None, None)
     needed = {}
     for path in paths:
-        source = "\n".join(re.sub(r"%pip .*", "pass", cell.source)
-                           for cell in code_cells(path))
-        found = {holder(name, written) for name in imported(source)} - {None}
+        names = imported(source_of(path))
+        found = {holder(name, written) for name in names} - {None}
         needed[path.stem] = sorted({written[m] for m in found} - {path.stem})
     return needed
 
@@ -175,6 +182,19 @@ def import_graph():
     return graph
 
 
+def reaches(path, package):
+    """Whether a chapter imports a package, or a module that does."""
+    paths, graph = modules(), import_graph()
+    names = imported(source_of(path))
+    waiting, seen = {holder(name, paths) for name in names} - {None}, set()
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        waiting |= set(graph[module]) - seen
+        names |= imported(paths[module].read_text(encoding="utf-8"))
+    return any(name.split(".")[0] == package for name in names)
+
+
 def replace(path, text):
     """Write `text` to a temporary name beside `path`, then rename it."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
@@ -201,15 +221,20 @@ def export():
     subprocess.run([BIN / "nbdev_export"], cwd=ROOT, check=True)
 
 
-def execute(path):
-    """Run one notebook in a fresh kernel; return the seconds it took."""
+def execute(path, *, settings):
+    """Run one notebook in a fresh kernel; return the seconds it took.
+
+    It is left as it was where its outputs are others in one of `settings`.
+    """
     nb = nbformat.read(path, as_version=4)
-    client = NotebookClient(nb, timeout=900, kernel_name="python3",
-                            coalesce_streams=True,
-                            resources={"metadata": {"path": str(NBS)}})
     start = time.perf_counter()
-    client.execute()
+    arithmetic.execute(nb, timeout=900)
     seconds = time.perf_counter() - start
+    found = [f"[{setting}] {text}" for setting in settings
+             for text in arithmetic.differences(nb, setting)]
+    if found:
+        sys.exit("\n".join([*found, f"{path.name} differs on other processors"
+                            " and is as it was; print what stays."]))
     for cell in nb.cells:
         cell.metadata.pop("execution", None)
     replace(path, nbformat.writes(nb) + "\n")
@@ -225,14 +250,16 @@ def record(stem, seconds):
     replace(RUNTIMES, json.dumps(runtimes, indent=1, sort_keys=True) + "\n")
 
 
-def run(names):
+def run(names, *, portable):
     """Sync, export, execute, clean and sync again."""
     os.environ["TQDM_DISABLE"] = "1"  # no progress bars in saved outputs
     sync()
     export()
     for path in tqdm(chapters(names), desc="chapters", disable=False):
         try:
-            record(path.stem, execute(path))
+            settings = (arithmetic.TELLING if portable
+                        and reaches(path, "torch") else ())
+            record(path.stem, execute(path, settings=settings))
         except CellExecutionError as error:
             sys.exit(f"{error}\n{path.name} failed and is as it was.")
         except (KeyboardInterrupt, AssertionError, DeadKernelError):
@@ -261,11 +288,11 @@ def owner():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["run", "sync", "owner"])
+    parser.add_argument("command", choices=["run", "draft", "sync", "owner"])
     parser.add_argument("chapters", nargs="*")
     arguments = parser.parse_args()
-    if arguments.command == "run":
-        run(arguments.chapters)
+    if arguments.command in ("run", "draft"):
+        run(arguments.chapters, portable=arguments.command == "run")
     elif arguments.command == "owner":
         owner()
     else:
