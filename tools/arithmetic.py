@@ -117,15 +117,16 @@ def sanitizers():
 
 def shown(cell):
     """The text that a cell has printed or shown; pictures are left out."""
-    texts = []
+    streams, texts = {}, []
     for output in cell.outputs:
-        if output.output_type == "error":
-            texts.append(f"{output.ename}: {output.evalue}\n")
-        texts.append(output.get("text", ""))
-        texts += [str(text) for kind, text in
-                  sorted(output.get("data", {}).items())
-                  if not kind.startswith("image/")]
-    text = "\n".join(filter(None, texts))
+        if output.output_type == "stream":  # in pieces, or in one
+            streams[output.name] = streams.get(output.name, "") + output.text
+        elif output.output_type == "error":
+            texts.append(f"{output.ename}: {output.evalue}")
+        else:
+            texts += [str(text) for kind, text in sorted(output.data.items())
+                      if not kind.startswith("image/")]
+    text = "\n".join([*(streams[name] for name in sorted(streams)), *texts])
     for pattern, replacement in sanitizers():
         text = re.sub(pattern, replacement, text)
     return text
