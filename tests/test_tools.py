@@ -160,9 +160,9 @@ def test_run_refuses_what_other_processors_do_not_print(project):
 
 TRAINS = """import torch
 from pathlib import Path
-parameter = torch.nn.Parameter(torch.ones(()))
-optimizer = torch.optim.AdamW([parameter], lr=0.1)
-print(f"{parameter.item():.6f}", Path.home().name)"""
+few, many = (torch.nn.Parameter(torch.ones(n)) for n in (63, 64))
+optimizer = torch.optim.AdamW([few, many], lr=0.1)
+print(f"{few[0].item():.6f} {many[0].item():.6f}", Path.home().name)"""
 
 
 def test_what_is_trained_starts_elsewhere_in_the_shifted_setting(project):
@@ -176,7 +176,7 @@ def test_what_is_trained_starts_elsewhere_in_the_shifted_setting(project):
     assert done.returncode == 0, done.stderr
     one, two, three = done.stdout.splitlines()
     assert one == "cell 0: saved '', now '2'"
-    assert two == "cell 1: saved '', now '1.000001 shifted'"
+    assert two == "cell 1: saved '', now '1.000000 1.000001 shifted'"
     assert three.startswith("cell 2: saved '', now 'ZeroDivisionError")
 
 

@@ -27,7 +27,7 @@ SETTINGS = {
         "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
     "avx512": ONE | {"ATEN_CPU_CAPABILITY": "avx512"},
-    "two-threads": {"OMP_NUM_THREADS": "2"},
+    "two-threads": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
     "libraries": ONE | {  # what torch and NumPy multiply matrices with
         "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
         "MKL_CBWR": "COMPATIBLE", "OPENBLAS_CORETYPE": "Nehalem"},
@@ -36,8 +36,9 @@ SETTINGS = {
 # the ones that find most of what there is to find: `make run` tries these
 TELLING = ("sse", "shifted")
 
-# run by the kernel before the notebook: all that is trained starts from
-# parameters that are larger by a millionth, as after other roundings
+# run by the kernel before the notebook: what is trained starts from matrices
+# that are larger by a millionth, as after other roundings; not from a few
+# numbers, whose steps a chapter may compare with those taken by hand
 SHIFT = """
 def shift():
     import torch
@@ -49,7 +50,8 @@ def shift():
         with torch.no_grad():
             for group in self.param_groups:
                 for parameter in group["params"]:
-                    parameter.mul_(1 + 1e-6)
+                    if parameter.numel() >= 64:
+                        parameter.mul_(1 + 1e-6)
 
     torch.optim.Optimizer.__init__ = shifted
 
