@@ -240,6 +240,7 @@ def deciding_code(source, name, *, package=""):
                      for line in reached[name])
 
 # %% ../nbs/03_experiments.ipynb #50cc8d9a
+#| code-fold: true
 class _Bare(ast.NodeTransformer):
     """Drops docstrings and `@experiment`; writes out relative imports."""
 
@@ -393,6 +394,7 @@ def _outcome(where, found):
     return plain
 
 # %% ../nbs/03_experiments.ipynb #81782e3f
+#| code-fold: true
 def find_experiments():
     """The experiments of the package, found in its sources.
 
@@ -439,6 +441,7 @@ def _code(name, function):
     return code if here in code.split("\n") else f"{code}\n{here}"
 
 # %% ../nbs/03_experiments.ipynb #ec413712
+#| code-fold: true
 def _fitting_record(experiment):
     """The record, or one line that says what is to be done."""
     name = experiment.name
@@ -464,6 +467,7 @@ def _assert_near(experiment, seed, outcome, record):
                               f"record, the tolerance is {limit}")
 
 # %% ../nbs/03_experiments.ipynb #795e9466
+#| code-fold: true
 def run_seed(experiment, seed):
     """Run one seed of an experiment, and say where.
 

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import tomllib
 import types
 from importlib import import_module
 from pathlib import Path
@@ -342,6 +343,12 @@ def test_each_experiment_has_a_record_that_fits(name):
     assert record.seeds == found.seeds
     if isinstance(found.tolerance, dict):
         assert found.tolerance.keys() == record.keys()
+
+
+def test_records_are_part_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    data = project["tool"]["setuptools"]["package-data"]["lmcourse"]
+    assert "records/*.json" in data
 
 
 def test_each_record_has_an_experiment():
