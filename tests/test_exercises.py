@@ -11,6 +11,9 @@ import pytest
 
 BOOK = [path for path in exercises.chapters() if exercises.checks(path)]
 WITH_ANSWERS = [p for p in BOOK if exercises.exercises(p.stem)]
+# chapters that have no answers yet; may only shrink
+WAITING = {"00", "10", "11", "12", "13", "14", "20", "21", "22", "23", "30",
+           "32", "40", "41", "60"}
 EXERCISES = [(path.stem, exercise.number) for path in WITH_ANSWERS
              for exercise in exercises.exercises(path.stem)]
 
@@ -45,9 +48,11 @@ def test_each_check_has_two_right_and_two_wrong_answers(path):
     assert [n for n, sizes in found.items() if min(sizes) < 2] == []
 
 
-def test_each_answers_file_belongs_to_a_chapter():
+def test_each_answers_file_belongs_to_a_chapter_and_most_have_one():
     numbers = {path.stem.split("_")[0] for path in BOOK}
-    assert {p.stem for p in exercises.ANSWERS.glob("*")} <= numbers
+    files = {path.stem for path in exercises.ANSWERS.glob("*")}
+    assert files <= numbers
+    assert numbers - files <= WAITING
 
 
 CELLS = """
