@@ -425,16 +425,17 @@ def _code(name, function):
     """`deciding_code` of an experiment."""
     own = sys.modules[function.__module__]
     path = getattr(own, "__file__", None)
-    package = getattr(own, "__package__", None) or ""
-    if path is None or name not in _decorated(path):  # a notebook's
-        module, _ = find_experiments().get(name, (None, None))
-        if module is None:
-            raise ValueError(f"experiment {name}: is in no module of the "
-                             "package, its cell must be exported")
-        package = module.rpartition(".")[0]
-        root = Path(str(resources.files("lmcourse"))).parent
-        path = root.joinpath(*module.split(".")).with_suffix(".py")
-    code = deciding_code(Path(path).read_text(encoding="utf-8"),
+    if path and name in _decorated(path):
+        return deciding_code(Path(path).read_text(encoding="utf-8"),
+                             function.__name__, package=own.__package__ or "")
+    module, _ = find_experiments().get(name, (None, None))
+    if module is None:
+        raise ValueError(f"experiment {name}: is in no module of the package, "
+                         "its cell must be exported")
+    package = module.rpartition(".")[0]
+    root = Path(str(resources.files("lmcourse"))).parent
+    path = root.joinpath(*module.split(".")).with_suffix(".py")
+    code = deciding_code(path.read_text(encoding="utf-8"),
                          function.__name__, package=package)
     here = deciding_code(textwrap.dedent(inspect.getsource(function)),
                          function.__name__, package=package)

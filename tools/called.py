@@ -72,7 +72,9 @@ def dispatchers():
 
 def watch(name, value, compiles):
     function = getattr(value, "__wrapped__", value)  # inside of a cache
-    if isinstance(value, type):
+    if hasattr(value, "confirm"):  # an experiment, which its chapter runs
+        called.add(name)
+    elif isinstance(value, type):
         classes[name] = value
         watch_class(name, value)
     elif hasattr(value, "signatures"):
