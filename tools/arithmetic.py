@@ -31,16 +31,17 @@ SETTINGS = {
     "libraries": ONE | {  # what torch and NumPy multiply matrices with
         "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
         "MKL_CBWR": "COMPATIBLE", "OPENBLAS_CORETYPE": "Nehalem"},
-    "shifted": ONE,  # see SHIFT
+    "shifted": ONE, "shifted-twice": ONE, "shifted-down": ONE,
 }
+SHIFTS = {"shifted": 1e-6, "shifted-twice": 2e-6, "shifted-down": -1e-6}
 # the ones that find most of what there is to find: `make run` tries these
 TELLING = ("sse", "shifted")
 
 # run by the kernel before the notebook: what is trained starts from matrices
-# that are larger by a millionth, as after other roundings; not from a few
-# numbers, whose steps a chapter may compare with those taken by hand
+# that are larger by a millionth, say, as after other roundings; not from a
+# few numbers, whose steps a chapter may compare with those taken by hand
 SHIFT = """
-def shift():
+def shift(by):
     import torch
 
     start = torch.optim.Optimizer.__init__
@@ -51,12 +52,12 @@ def shift():
             for group in self.param_groups:
                 for parameter in group["params"]:
                     if parameter.numel() >= 64:
-                        parameter.mul_(1 + 1e-6)
+                        parameter.mul_(1 + by)
 
     torch.optim.Optimizer.__init__ = shifted
 
 
-shift()
+shift(by={})
 del shift
 """
 
@@ -86,8 +87,8 @@ def environment(setting):
     home = HOMES / setting
     startup = home / ".ipython/profile_default/startup"
     startup.mkdir(parents=True, exist_ok=True)
-    if setting == "shifted":
-        (startup / "shift.py").write_text(SHIFT)
+    if setting in SHIFTS:
+        (startup / "shift.py").write_text(SHIFT.format(SHIFTS[setting]))
     known = {name for values in SETTINGS.values() for name in values}
     kept = {k: v for k, v in os.environ.items() if k not in known}
     if setting == "libraries":  # all that NumPy has beyond its baseline
