@@ -280,7 +280,7 @@ def _stack(kind, n_blocks, std, draws):
         for _ in range(n_blocks))
 
 # %% ../../nbs/22_block.ipynb #48e5f542
-_DEPTHS, _STDS = (2, 6, 18), (0.02, 0.06, 0.18)
+_DEPTHS, _STDS = (2, 6, 16), (0.02, 0.06, 0.18)
 
 
 def _arriving(kind, n_blocks, std, seed):
@@ -305,14 +305,14 @@ def gradients(seed):
             for kind in _REPAIRS for std in _STDS}
 
 # %% ../../nbs/22_block.ipynb #737ab20f
-_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+_RATES = (1e-3, 3e-3, 1e-2)
 
 
 def _learn(kind, n_blocks, std, rate, seed):
     """Teach a stack to say the token before: loss and size at each step.
 
-    It ends when the loss is below 0.05, when 60 steps have gained less than
-    0.01 over the 60 before, or after 600 steps.
+    It ends when the loss is below 0.05, when 40 steps have gained less than
+    0.01 over the 40 before, or after 400 steps.
     """
     draws = torch.Generator().manual_seed(seed)
     embed = nn.Parameter(torch.randn(20, 32, generator=draws))
@@ -340,7 +340,7 @@ def _learn(kind, n_blocks, std, rate, seed):
     return losses, sizes
 
 
-def _stops_gaining(losses, most=600, window=60):
+def _stops_gaining(losses, most=400, window=40):
     n = len(losses)
     if n < 20 or n % 10:
         return False
