@@ -280,7 +280,7 @@ def _stack(kind, n_blocks, std, draws):
         for _ in range(n_blocks))
 
 # %% ../../nbs/22_block.ipynb #48e5f542
-_DEPTHS, _STDS = (2, 6, 16), (0.02, 0.06, 0.18)
+_DEPTHS, _STDS = (2, 6, 12), (0.02, 0.06, 0.18)
 
 
 def _arriving(kind, n_blocks, std, seed):
