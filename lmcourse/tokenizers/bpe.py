@@ -144,7 +144,7 @@ def _learn(words, counts, join, key):
     Args:
         words: lists of symbols; they are changed in place.
         counts: how often each word occurs.
-        join: makes a symbol of a pair, after the pair was yielded.
+        join: makes a symbol of a pair, before the pair is yielded.
         key: what orders pairs of equal count, the smallest one first.
     """
     pairs, where = defaultdict(int), defaultdict(set)
@@ -163,11 +163,9 @@ def _learn(words, counts, join, key):
         if promise < truth:
             heappush(heap, truth)
             continue
+        for new in _replace(pair, join(pair), words, counts, pairs, where):
+            heappush(heap, (-pairs[new], key(new, words, where), new))
         yield pair
-        gained = _replace(pair, join(pair), words, counts, pairs, where)
-        for pair in gained:
-            truth = (-pairs[pair], key(pair, words, where), pair)
-            heappush(heap, truth)
 
 # %% ../../nbs/11_bpe.ipynb #8f1b0745
 def _replace(pair, new, words, counts, pairs, where):
@@ -267,27 +265,18 @@ def _learn_bytes(texts, size, pattern, alphabet):
     if not words:
         raise ValueError("texts: must hold at least one character")
     tokens = [bytes([b]) for b in alphabet]
-    ids = {token: i for i, token in enumerate(tokens)}
-    to_ids = bytes(ids[bytes([b])] for b in range(256))
+    to_ids = bytes(map(alphabet.index, range(256)))
 
     def join(pair):
-        token = tokens[pair[0]] + tokens[pair[1]]
-        if token not in ids:  # else it was built before, in another way
-            ids[token] = len(tokens)
-            tokens.append(token)
-        return ids[token]
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        return len(tokens) - 1
+
+    from tqdm import tqdm
 
     spelled = [list(word.encode().translate(to_ids)) for word in words]
     learned = _learn(spelled, [*words.values()], join, _TIE_KEYS["min"])
-    pairs = []
-    from tqdm import tqdm
-
-    with tqdm(total=size - 256, desc="learning merges") as bar:
-        for pair in learned:
-            bar.update(len(tokens) - 256 - bar.n)
-            if len(tokens) >= size:
-                break
-            pairs.append(pair)
+    steps = tqdm(learned, total=size - 256, desc="learning merges")
+    pairs = [*islice(steps, size - 256)]
     return tokens, pairs
 
 # %% ../../nbs/11_bpe.ipynb #cd3a46c0
