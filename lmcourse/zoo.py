@@ -233,6 +233,7 @@ def pretrain(preset=None, *, callback=None):
     return model.eval(), tokenizer, history
 
 # %% ../nbs/32_pretraining.ipynb #42fb344a
+#| code-fold: true
 def save_world_model(folder, *, model, tokenizer, record):
     """Write `config.json`, `model.safetensors`, `tokenizer.json` and
     `record.json`, all of them at once.
@@ -364,6 +365,7 @@ def world_record(preset=None, *, folder=None):
     return {"loss": record["loss"], "exams": exams}
 
 # %% ../nbs/32_pretraining.ipynb #495a2f4b
+#| code-fold: true
 _FAR = {f"{skill}, {what}": 0.5 for skill in SKILLS + HARDER
         for what in ("share", "p")}  # a jump may come an exam later
 
@@ -409,7 +411,7 @@ def _graduation(preset):
     return {skill: share for skill, (share, _) in final.items()} | {
         "excess": excess}
 
-
+# %% ../nbs/32_pretraining.ipynb #f07e06fd
 @torch.no_grad()
 def word_excess(model, tokenizer, text):
     """What a model pays for each word of a document, and what it must.
