@@ -172,7 +172,7 @@ def transfer_scores(task, seed, *, n_train=None, noise=0.0, rates=RATES,
 SIZES = (64, 512, 4096)
 
 
-@experiment("33_labels", tolerance=0.12)
+@experiment("33_labels", tolerance=0.25)
 def scores_by_labels(seed):
     """Test scores on SST-2 with few and with many labels, for one seed."""
     return {f"{n}, {start}": reached for n in SIZES for start, reached
