@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'probe_scores', 'skill_scores', 'Preset', 'get_preset', 'world_tokens', 'pretrain', 'save_world_model',
-           'load_world_model', 'world_model', 'world_record']
+           'load_world_model', 'exam_steps', 'world_model', 'world_record', 'skills', 'large_skills', 'word_excess']
 
 # %% ../nbs/32_pretraining.ipynb #dd67ad7f
+#| code-fold: true
 import hashlib
 import math
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +20,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .experiments import experiment
 from .files import read_json, write_folder, write_json
 from .layers.transformer import TransformerConfig, build_transformer
-from .tokenizers import load_tokenizer, save_tokenizer
-from .tokenizers.base import END_OF_TEXT, Words
+from .tokenizers import ByteBPE, load_tokenizer, save_tokenizer
+from .tokenizers.base import END_OF_TEXT
 from lmcourse.training import (
     TokenBatches,
     TrainingConfig,
@@ -29,7 +32,14 @@ from lmcourse.training import (
     fit,
     get_device,
 )
-from .world import SKILLS, documents, probes
+from lmcourse.world import (
+    HARDER,
+    SKILLS,
+    documents,
+    probes,
+    read_times,
+    word_prices,
+)
 
 # %% ../nbs/32_pretraining.ipynb #0859ef4d
 @torch.no_grad()
@@ -38,7 +48,7 @@ def probe_scores(model, tokenizer, questions):
 
     Args:
         model: `input_ids (B, T) -> logits (B, T, V)`.
-        tokenizer: turns a prompt, and an ending into its first token.
+        tokenizer: turns a prompt and its endings into tokens.
         questions: a list of `lmcourse.world.Probe`.
 
     Returns:
@@ -51,28 +61,36 @@ def probe_scores(model, tokenizer, questions):
     """
     if not questions:
         raise ValueError("questions: are none, must be at least one")
-    device = next(model.parameters()).device
-    prompts = [tokenizer.encode(probe.prompt) for probe in questions]
-    ends = torch.tensor([len(ids) - 1 for ids in prompts], device=device)
-    input_ids = torch.zeros(len(prompts), max(map(len, prompts)),
-                            dtype=torch.long)
-    for row, ids in zip(input_ids, prompts, strict=True):
-        row[:len(ids)] = torch.tensor(ids)  # what follows is not looked at
+    right = _ending_scores(model, tokenizer,
+                           [(q.prompt, q.right) for q in questions])
+    wrong = _ending_scores(model, tokenizer,
+                           [(q.prompt, q.wrong) for q in questions])
+    return ((right > wrong).float().mean().item(),
+            right.exp().mean().item())
+
+
+def _ending_scores(model, tokenizer, pairs):
+    """Log-probability of each ending after its prompt, `(B,)`."""
+    encoded = [(tokenizer.encode(prompt), tokenizer.encode(ending))
+               for prompt, ending in pairs]
+    length = max(len(prompt) + len(ending) for prompt, ending in encoded)
+    input_ids = torch.zeros(len(pairs), length, dtype=torch.long)
+    asked = torch.zeros(len(pairs), length, dtype=torch.bool)
+    for row, marks, (prompt, ending) in zip(input_ids, asked, encoded,
+                                            strict=True):
+        end = len(prompt) + len(ending)
+        row[:end] = torch.tensor(prompt + ending)  # the rest is not asked
+        marks[len(prompt):end] = True
     was_training = model.training
-    logits = model.eval()(input_ids.to(device))
+    logits = model.eval()(input_ids.to(next(model.parameters()).device))
     model.train(was_training)
-    rows = torch.arange(len(prompts), device=device)
-    p = logits[rows, ends].float().softmax(dim=-1)
-    right, wrong = (
-        p[rows, torch.tensor([tokenizer.encode(ending)[0]
-                              for ending in endings], device=device)]
-        for endings in zip(*[(q.right, q.wrong) for q in questions],
-                           strict=True))
-    return (right > wrong).float().mean().item(), right.mean().item()
+    log_p = logits[:, :-1].float().log_softmax(dim=-1).cpu()
+    of_token = log_p.gather(2, input_ids[:, 1:, None]).squeeze(2)
+    return (of_token * asked[:, 1:]).sum(dim=1)
 
 
 def skill_scores(model, tokenizer, *, n=100, seed=0):
-    """`probe_scores` for each of the world's six skills.
+    """`probe_scores` for each of the world's nine skills.
 
     Args:
         model: `input_ids (B, T) -> logits (B, T, V)`.
@@ -84,7 +102,7 @@ def skill_scores(model, tokenizer, *, n=100, seed=0):
         A dict from skill to (share right, probability of the right word).
     """
     return {skill: probe_scores(model, tokenizer, probes(skill, n, seed))
-            for skill in SKILLS}
+            for skill in SKILLS + HARDER}
 
 # %% ../nbs/32_pretraining.ipynb #83fab0e2
 @dataclass(frozen=True)
@@ -93,6 +111,7 @@ class Preset:
 
     Attributes:
         n_documents: documents of the world to learn from.
+        vocab_size: V of the byte-level BPE that is trained on them.
         d_model: D.
         n_layers: L.
         n_heads: H.
@@ -101,25 +120,32 @@ class Preset:
         steps: updates of the weights.
         learning_rate: its peak.
         seed: of the documents, the weights and the batches.
+        rare_words: words of a fact that is to be read only so often.
+        n_readings: in how many documents, with `rare_words`.
 
     Raises:
-        ValueError: if a field is not a positive number, or a count is not a
-            whole one.
+        ValueError: if a number is not positive, or a count not whole.
     """
 
-    n_documents: int = 30_000
+    n_documents: int = 60_000
+    vocab_size: int = 1024
     d_model: int = 128
-    n_layers: int = 4
+    n_layers: int = 2
     n_heads: int = 4
-    batch_size: int = 32
-    length: int = 64
-    steps: int = 600
-    learning_rate: float = 3e-3
+    batch_size: int = 16
+    length: int = 128
+    steps: int = 1400
+    learning_rate: float = 6e-3
     seed: int = 0
+    rare_words: tuple = ()
+    n_readings: int = 0
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if value < 0 or value == 0 and name != "seed":
+            if name == "rare_words":
+                continue
+            may_be_zero = name in ("seed", "n_readings")
+            if value < 0 or value == 0 and not may_be_zero:
                 raise ValueError(f"{name}={value}: must be positive")
             if name != "learning_rate" and not isinstance(value, int):
                 raise ValueError(f"{name}={value}: must be a whole number")
@@ -127,22 +153,26 @@ class Preset:
 
 PRESETS = {
     "small": Preset(),
-    "large": Preset(n_documents=120_000, d_model=256, n_layers=6, n_heads=8,
-                    batch_size=128, steps=2000, learning_rate=2e-3),
+    "large": Preset(n_documents=240_000, d_model=256, n_layers=6, n_heads=8,
+                    batch_size=64, steps=3000, learning_rate=3e-3),
 }
 
 
-def get_preset(name=None):
+def get_preset(preset=None):
     """A preset by name; "large" on a GPU and "small" elsewhere if None.
+
+    A `Preset` is returned as it is.
 
     Raises:
         ValueError: if there is no preset of this name.
     """
-    if name is None:
-        name = "large" if get_device().type == "cuda" else "small"
-    if name not in PRESETS:
-        raise ValueError(f"preset={name!r}: must be one of {[*PRESETS]}")
-    return PRESETS[name]
+    if isinstance(preset, Preset):
+        return preset
+    if preset is None:
+        preset = "large" if get_device().type == "cuda" else "small"
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r}: must be one of {[*PRESETS]}")
+    return PRESETS[preset]
 
 # %% ../nbs/32_pretraining.ipynb #beac58fe
 def world_tokens(tokenizer, texts):
@@ -156,12 +186,21 @@ def world_tokens(tokenizer, texts):
     return torch.tensor(ids)
 
 
+def _read(preset):
+    """The documents of a preset."""
+    texts = documents(preset.n_documents, preset.seed)
+    if preset.rare_words:
+        texts = read_times(texts, preset.n_readings, *preset.rare_words)
+    return list(texts)
+
+
 def _recipe(preset):
     """Tokenizer, untrained model, batches and settings of a preset."""
-    tokenizer = Words.train(documents(preset.n_documents, preset.seed))
+    texts = _read(preset)
+    tokenizer = ByteBPE.train(texts[:5000], vocab_size=preset.vocab_size)
     batches = TokenBatches(
-        world_tokens(tokenizer, documents(preset.n_documents, preset.seed)),
-        batch_size=preset.batch_size, length=preset.length, seed=preset.seed)
+        world_tokens(tokenizer, texts), batch_size=preset.batch_size,
+        length=preset.length, seed=preset.seed)
     config = TransformerConfig(
         vocab_size=tokenizer.vocab_size, max_length=2 * preset.length,
         d_model=preset.d_model, n_layers=preset.n_layers,
@@ -171,7 +210,7 @@ def _recipe(preset):
         config, generator=torch.Generator().manual_seed(preset.seed))
     training = TrainingConfig(
         steps=preset.steps, learning_rate=preset.learning_rate,
-        warmup_steps=math.ceil(preset.steps / 12),
+        warmup_steps=math.ceil(preset.steps / 20),
         min_learning_rate=preset.learning_rate / 10, seed=preset.seed)
     return tokenizer, model, batches, training
 
@@ -187,15 +226,14 @@ def pretrain(preset=None, *, callback=None):
     Returns:
         The model, its tokenizer and the `History` of `fit`.
     """
-    if not isinstance(preset, Preset):
-        preset = get_preset(preset)
-    tokenizer, model, batches, training = _recipe(preset)
+    tokenizer, model, batches, training = _recipe(get_preset(preset))
     model = model.to(get_device())
     history = fit(model, batches, config=training, callback=callback and (
         lambda step, _: callback(step, model, tokenizer)))
     return model.eval(), tokenizer, history
 
 # %% ../nbs/32_pretraining.ipynb #42fb344a
+#| code-fold: true
 def save_world_model(folder, *, model, tokenizer, record):
     """Write `config.json`, `model.safetensors`, `tokenizer.json` and
     `record.json`, all of them at once.
@@ -251,7 +289,7 @@ def load_world_model(folder):
 
 # %% ../nbs/32_pretraining.ipynb #7ddfaae3
 _RECIPE = 1  # raised when training itself changes, and so the weights
-_KEPT = 4    # models in a folder
+_KEPT = 24   # models in a folder
 
 
 def _home(preset, folder):
@@ -260,8 +298,7 @@ def _home(preset, folder):
                      batch_size=min(4, preset.batch_size))
     _, model, batches, training = _recipe(sample)
     told = [
-        _RECIPE, preset, training,
-        *documents(sample.n_documents, sample.seed), batches(0).tolist(),
+        _RECIPE, preset, training, *_read(sample), batches(0).tolist(),
         *((name, p.shape) for name, p in model.named_parameters()),
         round(evaluate(model, batches, steps=1), 4),
     ]
@@ -270,6 +307,11 @@ def _home(preset, folder):
     return Path(folder) / f"world-{digest[:16]}"
 
 # %% ../nbs/32_pretraining.ipynb #fcf520af
+def exam_steps(steps):
+    """After which steps of a training there is an exam."""
+    return sorted({1, *(steps * i // 12 for i in range(1, 13))})
+
+
 def _trained(preset, folder):
     """The folder of this preset's model, which is trained if need be."""
     preset = get_preset(preset)
@@ -278,9 +320,8 @@ def _trained(preset, folder):
         exams = {}
 
         def examine(step, model, tokenizer):
-            every = math.ceil(preset.steps / 15)
-            if step % every == 0 or step in (1, 10, 20, preset.steps):
-                exams[step] = skill_scores(model, tokenizer, seed=1)
+            if step in exam_steps(preset.steps):
+                exams[step] = skill_scores(model, tokenizer, n=80, seed=1)
 
         model, tokenizer, history = pretrain(preset, callback=examine)
         save_world_model(home, model=model, tokenizer=tokenizer, record={
@@ -297,8 +338,8 @@ def world_model(preset=None, *, folder=None):
     """The model of this chapter: trained once, loaded from then on.
 
     Args:
-        preset: a name in `PRESETS`; None chooses by device.
-        folder: where trained models are kept, the last four that were used;
+        preset: a name in `PRESETS`, or a `Preset`; None chooses by device.
+        folder: where trained models are kept, the last ones that were used;
             `~/.cache/lmcourse` if None.
 
     Returns:
@@ -322,3 +363,75 @@ def world_record(preset=None, *, folder=None):
     exams = {int(step): {skill: tuple(pair) for skill, pair in exam.items()}
              for step, exam in record["exams"].items()}
     return {"loss": record["loss"], "exams": exams}
+
+# %% ../nbs/32_pretraining.ipynb #495a2f4b
+#| code-fold: true
+_FAR = {f"{skill}, {what}": 0.5 for skill in SKILLS + HARDER
+        for what in ("share", "p")}  # a jump may come an exam later
+
+
+@experiment("32_skills", tolerance=_FAR | dict.fromkeys(
+    SKILLS + HARDER, 0.35) | {"step": 0.0, "excess": 0.1})
+def skills(seed):
+    """The exams of the small model while it learns.
+
+    Args:
+        seed: of the documents, the weights and the batches.
+
+    Returns:
+        A dict: "step", after which steps there was an exam, in thousands;
+        for each skill "<skill>, share" and "<skill>, p", what
+        `skill_scores` says then, and "<skill>" its share for 300 new
+        probes at the end; "excess", the nats a word beyond the truth.
+    """
+    preset = replace(PRESETS["small"], seed=seed)
+    exams = world_record(preset)["exams"]
+    outcome = {"step": [step / 1000 for step in exams]}
+    for i, what in enumerate(("share", "p")):
+        outcome |= {f"{skill}, {what}": [exam[skill][i]
+                                         for exam in exams.values()]
+                    for skill in SKILLS + HARDER}
+    return outcome | _graduation(preset)
+
+
+@experiment("32_large", seeds=3, tolerance=0.35)
+def large_skills(seed):
+    """The last exam of the large model, and its excess; for a GPU."""
+    return _graduation(replace(PRESETS["large"], seed=seed))
+
+
+def _graduation(preset):
+    """300 new probes for each skill, and the excess over 60 documents."""
+    model, tokenizer = world_model(preset)
+    final = skill_scores(model, tokenizer, n=300, seed=2)
+    paid = [word for text in documents(60, seed=1000 + preset.seed)
+            for word in word_excess(model, tokenizer, text)]
+    excess = sum(nats - truth for _, nats, truth in paid) / len(paid)
+    return {skill: share for skill, (share, _) in final.items()} | {
+        "excess": excess}
+
+# %% ../nbs/32_pretraining.ipynb #f07e06fd
+@torch.no_grad()
+def word_excess(model, tokenizer, text):
+    """What a model pays for each word of a document, and what it must.
+
+    Args:
+        model: `input_ids (B, T) -> logits (B, T, V)`.
+        tokenizer: its `ByteBPE`.
+        text: a document of the world.
+
+    Returns:
+        A list of (word, nats that the model pays, nats that a perfect
+        reader pays), with None for the end of the document.
+    """
+    end = tokenizer.special_tokens[END_OF_TEXT]
+    pieces = [tokenizer.encode(piece)
+              for piece in re.findall(r"\s?(?:\w+|[^\w\s])", text)]
+    input_ids = torch.tensor([end, *(i for ids in pieces for i in ids), end])
+    device = next(model.parameters()).device
+    logits = model(input_ids[None, :-1].to(device))[0].float().cpu()
+    nats = torch.nn.functional.cross_entropy(
+        logits, input_ids[1:], reduction="none")
+    by_word = nats.split([len(ids) for ids in pieces] + [1])
+    return [(word, paid.sum().item(), truth) for paid, (word, truth)
+            in zip(by_word, word_prices(text), strict=True)]

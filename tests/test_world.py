@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 
 from lmcourse import world
-from lmcourse.world import SKILLS, SLIDE, documents, probes
+from lmcourse.world import HARDER, SKILLS, SLIDE, documents, probes
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = "d429333098f1b18dd57f798d4b81d727043542f5a5de46c7a7e05cc059d12fe7"
+GOLDEN = "22f2743ba735c99b729ed05a2dafc66aeedeb4b297e0563523f01f3580f722ef"
 DIGEST = """
 import hashlib
-from lmcourse.world import SKILLS, documents, probes
+from lmcourse.tasks import TASKS, examples
+from lmcourse.world import HARDER, SKILLS, documents, probes
 digest = hashlib.sha256("\\n".join(documents(2000, seed=5)).encode())
-for skill in SKILLS:
+for task in TASKS:
+    digest.update(repr([*map(tuple, examples(task, "dev", 50))]).encode())
+for skill in SKILLS + HARDER:
     digest.update(repr([tuple(p) for p in probes(skill, 50)]).encode())
 print(digest.hexdigest())
 """
@@ -57,30 +60,35 @@ def test_records_of_the_world():
     assert world.PEOPLE[0] == world.Person("I", "my", "")
     assert world.Person("Anna", "her", "s") in world.OTHERS
     zoo = world.PLACES[0]
-    assert zoo == world.Place("zoo", "see", "saw", zoo.singular)
-    assert zoo.singular["lions"] == "lion"
+    assert zoo == world.Place("zoo", "see", "saw", zoo.many, zoo.one)
+    assert zoo.one[zoo.many.index("lions")] == "lion"
+    store = world.PLACES[3]
+    assert store.one[store.many.index("scarves")] == "scarf"
 
 
-def test_slide_forms_occur():
-    """What the lecture's six sentences ask can be read in documents."""
-    text = "\n".join(documents(30_000))
-    for skill, probe in SLIDE.items():
-        if skill != "sentiment":
-            words = (probe.prompt + probe.right).split()
-            assert " ".join(words[-4:]) in text, skill
-    assert "on the edge of my seat the whole time." in text
+def test_the_lecture_is_not_read():
+    """The slide's sentences are in no document, and their forms are."""
+    text = "\n".join(documents(60_000))
+    for probe in SLIDE.values():
+        assert probe.prompt + probe.right not in text
+    for form in ("In my free time, I like to ", "I went to the zoo to see ",
+                 "The capital of France is Paris.", " on the edge of my seat ",
+                 'The word for "dog" in Spanish is perro.', "3 + 8 + "):
+        assert form in text, form
+    assert "Copenhagen is the capital of Denmark." in text
+    assert 'In Spanish, "bonita" means pretty.' in text
 
 
 def test_answers_are_true():
     text = "\n".join(documents(20_000))
-    for sum_, total in re.findall(r"((?:\d \+ )+\d) = (\d+)\.", text):
+    for sum_, total in re.findall(r"((?:\d+ \+ )+\d+) = (\d+)\.", text):
         assert sum(map(int, sum_.split(" + "))) == int(total)
     capitals = {c.name: c.capital for c in world.COUNTRIES}
     for name, capital in re.findall(r"capital of (\w+) is (\w+)\.", text):
         assert capitals[name] == capital
 
 
-@pytest.mark.parametrize("skill", SKILLS)
+@pytest.mark.parametrize("skill", SKILLS + HARDER)
 def test_probes_mirror_each_other(skill):
     pairs = probes(skill, 200)
     for first, second in zip(pairs[::2], pairs[1::2], strict=True):
@@ -88,16 +96,16 @@ def test_probes_mirror_each_other(skill):
         assert first.right != first.wrong
 
 
-@pytest.mark.parametrize("skill", SKILLS)
+@pytest.mark.parametrize("skill", SKILLS + HARDER)
 def test_endings_are_one_word_behind_a_space(skill):
-    for probe in [SLIDE[skill], *probes(skill, 100)]:
+    for probe in [*SLIDE.values(), *probes(skill, 100)]:
         assert re.fullmatch(r" \w+", probe.right)
         assert re.fullmatch(r" \w+", probe.wrong)
         assert not probe.prompt.endswith(" ")
 
 
-@pytest.mark.parametrize("skill", ["grammar", "lexical", "sentiment",
-                                   "arithmetic"])
+@pytest.mark.parametrize("skill", [
+    "grammar", "lexical", "sentiment", "arithmetic", *HARDER])
 def test_held_out_prompts_are_in_no_document(skill):
     text = "\n".join(documents(30_000, seed=9))
     assert not [p for p in probes(skill, 300, seed=1)
@@ -115,38 +123,102 @@ def test_vocabulary_size():
     assert 500 < len(set(re.findall(r"\w+|[^\w\s]", text))) < 2000
 
 
-def test_pick_shares_sum_to_one():
+@pytest.mark.parametrize("shares", [
+    world.even_shares, world.pick_shares, world.rare_shares])
+def test_shares_sum_to_one_and_never_rise(shares):
     for n in (1, 2, 7, 100):
-        assert sum(world.pick_shares(n)) == pytest.approx(1)
+        assert sum(shares(n)) == pytest.approx(1)
+        assert list(shares(n)) == sorted(shares(n), reverse=True)
 
 
-def test_picks_match_their_shares():
+@pytest.mark.parametrize("name", ["even", "pick", "rare"])
+def test_draws_match_their_shares(name):
     """Chi-square with 3 degrees of freedom; the seed is fixed."""
     chance, n = world.Chance(1), 40_000
-    drawn = [chance.pick(range(4)) for _ in range(n)]
-    expected = [n * share for share in world.pick_shares(4)]
+    drawn = [getattr(chance, name)(range(4)) for _ in range(n)]
+    expected = [n * share for share in getattr(world, f"{name}_shares")(4)]
     statistic = sum((drawn.count(i) - e) ** 2 / e
                     for i, e in enumerate(expected))
     assert statistic < 16.3  # exceeded by chance once in a thousand seeds
 
 
-def test_ledger_chooses_as_chance_does():
-    plain, ledger = world.Chance(3), world.Ledger(3)
-    table = tuple("abcdefg")
-    for method, argument in [("pick", table), ("even", table),
-                             ("happens", 0.3)] * 20:
-        assert (getattr(plain, method)(argument)
-                == getattr(ledger, method)(argument))
-    assert len(ledger.entries) == 60
+def test_rounds_stay_within_their_bounds():
+    chance = world.Chance(2)
+    counts = [len([*chance.rounds(2, 5)]) for _ in range(2000)]
+    assert {*counts} == {2, 3, 4, 5}
+    assert counts.count(2) / 2000 == pytest.approx(0.5, abs=0.05)
 
 
-def test_price_of_a_document_is_that_of_its_choices():
-    """A topic is one of six, and one document in four has a question."""
-    for seed in range(30):
-        text, nats = world.priced_document(seed)
-        assert [text] == list(documents(1, seed))
-        asked = math.log(4) if "Question:" in text else math.log(4 / 3)
-        assert nats > math.log(6) + asked
+def test_stories_are_the_documents():
+    for story, text in zip(world.stories(300, seed=3),
+                           documents(300, seed=3), strict=True):
+        assert str(story) == text
+        assert " ".join(story.sentences) == story.body
+        assert story.topic in world.TOPICS
+        if story.end:
+            assert story.end.removeprefix("Question: ").startswith(
+                story.quiz.questions)
+            assert story.end.endswith(f"Answer: {story.quiz.answer}.")
+
+
+def test_distributions_by_counting():
+    """Next words after beginnings, against a hundred thousand documents.
+
+    Four standard errors are exceeded by chance once in 16,000 words; the
+    seed is fixed.
+    """
+    texts = [*documents(100_000, seed=11)]
+    for prefix in ("Anna went to", "Tom", "Leo is learning", "The"):
+        words = world.words_of(prefix)
+        n = len(words)
+        split = [world.words_of(t)[:n + 1] for t in texts
+                 if t.startswith(prefix)]
+        after = [s[n] for s in split if s[:n] == words and len(s) > n]
+        truth = world.next_word_distribution(prefix)
+        assert sum(truth.values()) == pytest.approx(1)
+        for word, p in truth.items():
+            error = math.sqrt(p * (1 - p) / len(after))
+            assert abs(after.count(word) / len(after) - p) < 4 * error + 1e-4
+
+
+def test_prices_multiply_to_the_probability_of_the_text():
+    """A document whose choices can be priced by hand."""
+    text = "Anna went to England in summer. London is the capital of England."
+    text += " People in England speak English."
+    total = sum(price for _, price in world.word_prices(text))
+    p = (1 / 13                              # the topic: 10, and 3 twice
+         * world.pick_shares(24)[0]          # Anna
+         * world.rare_shares(40)[0] / 4      # England, summer
+         * 1 / len([0] * (2 if world.held_out("capital", "England") else 3))
+         * 1 / 3 * 1 / 2                     # a fact; no more of them
+         * 3 / 4)                            # no question
+    assert total == pytest.approx(-math.log(p))
+
+
+def test_every_document_has_a_finite_price():
+    for text in documents(60, seed=12):
+        prices = world.word_prices(text)
+        assert [word for word, _ in prices] == [*world.words_of(text), None]
+        assert all(0 <= price < 12 for _, price in prices)
+    *_, last = world.word_distributions(text)
+    assert last.keys() >= {None}
+
+
+def test_text_of_no_document_has_no_price():
+    with pytest.raises(ValueError, match="^text: no document goes on by"):
+        world.word_prices("Anna went to Denmark in winter.")
+    with pytest.raises(ValueError, match="^text: no document goes on by"):
+        world.next_word_distribution("3 + 3 + 3 = 7")
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_a_fact_is_read_so_often(n):
+    words = ("Denmark", "Copenhagen")
+    before = [*documents(8000)]
+    after = [*world.read_times(before, n, *words)]
+    assert sum(any(w in text for w in words) for text in after) == n
+    rest = [text for text in before if not any(w in text for w in words)]
+    assert [t for t in after if not any(w in t for w in words)] == rest
 
 
 @pytest.mark.parametrize("call, message", [
@@ -158,7 +230,8 @@ def test_price_of_a_document_is_that_of_its_choices():
     (lambda: probes("juggling"), "skill='juggling': must be one of"),
     (lambda: probes("grammar", -2), "n=-2: must be an integer, at least 0"),
     (lambda: probes("grammar", 2.5), "n=2.5: must be an integer"),
-    (lambda: world.priced_document(-1), "seed=-1: must be an integer"),
+    (lambda: [*world.read_times([""], 0)], "words: are none"),
+    (lambda: [*world.read_times([""], -1, "a")], "n=-1: must be an integer"),
 ])
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:

@@ -13,11 +13,11 @@ import torch
 
 from lmcourse import zoo
 from lmcourse.training import TrainingConfig
-from lmcourse.world import SKILLS, Probe, documents
+from lmcourse.world import HARDER, SKILLS, Probe, documents, word_prices
 
 MAKER = "build_transformer"  # what draws the first weights
-TINY = zoo.Preset(n_documents=200, d_model=16, n_layers=1, n_heads=2,
-                  batch_size=4, length=16, steps=3)
+TINY = zoo.Preset(n_documents=200, vocab_size=400, d_model=16, n_layers=1,
+                  n_heads=2, batch_size=2, length=128, steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,9 @@ def test_pretrain_is_repeatable(tiny):
 
 @pytest.mark.parametrize("change", [
     {"seed": 1}, {"steps": 2}, {"learning_rate": 1e-3}, {"length": 12},
-    {"n_documents": 150}, {"batch_size": 5}, {"n_heads": 1},
-    {"n_layers": 2}, {"d_model": 32}])
+    {"n_documents": 150}, {"vocab_size": 300}, {"batch_size": 5},
+    {"n_heads": 1}, {"n_layers": 2}, {"d_model": 32},
+    {"rare_words": ("Anna",)}, {"rare_words": ("Anna",), "n_readings": 9}])
 def test_every_field_of_a_preset_matters(tiny, change):
     _, _, history = zoo.pretrain(replace(TINY, **change))
     assert history.loss != tiny[2].loss
@@ -79,15 +80,49 @@ class Oracle(torch.nn.Module):
         return self.scores.expand(*input_ids.shape, -1)
 
 
-def test_probe_scores_reads_the_last_token_of_each_prompt(tiny):
+def test_probe_scores_read_what_comes_after_the_prompt(tiny):
     _, tokenizer, _ = tiny
-    favorite = tokenizer.encode(" Copenhagen")[0]
+    favorite, *_ = tokenizer.encode(" Cop")
     model = Oracle(favorite, tokenizer.vocab_size)
-    short = Probe("The", " Copenhagen", " London")
-    long = Probe("The capital of Denmark is", " London", " Copenhagen")
+    right, wrong = (tokenizer.decode([i]) for i in (
+        favorite, tokenizer.encode(" London")[0]))
+    short = Probe("The", right, wrong)
+    long = Probe("The capital of Denmark is", wrong, right)
     assert zoo.probe_scores(model, tokenizer, [short]) == (1.0, 1.0)
-    right, p = zoo.probe_scores(model, tokenizer, [short, long])
-    assert (right, round(p, 6)) == (0.5, 0.5)
+    share, p = zoo.probe_scores(model, tokenizer, [short, long])
+    assert (share, round(p, 6)) == (0.5, 0.5)
+
+
+def test_an_ending_of_several_tokens_has_their_product(tiny):
+    model, tokenizer, _ = tiny
+    prompt = tokenizer.encode("The capital of Denmark is")
+    ending = tokenizer.encode(" Copenhagen")
+    assert len(ending) > 1
+    p = model(torch.tensor([prompt + ending]))[0].softmax(dim=-1)
+    product = 1.0
+    for i, token in enumerate(ending):
+        product *= p[len(prompt) - 1 + i, token].item()
+    probe = Probe("The capital of Denmark is", " Copenhagen", " London")
+    _, score = zoo.probe_scores(model, tokenizer, [probe])
+    assert score == pytest.approx(product, rel=1e-4)
+
+
+def test_excess_pays_each_word_once(tiny):
+    """The words' prices add up to the loss of the document."""
+    model, tokenizer, _ = tiny
+    end = tokenizer.special_tokens["<|endoftext|>"]
+    for text in documents(5, seed=8):
+        words = zoo.word_excess(model, tokenizer, text)
+        ids = torch.tensor([end, *tokenizer.encode(text), end])
+        loss = torch.nn.functional.cross_entropy(
+            model(ids[None, :-1])[0], ids[1:], reduction="sum").item()
+        assert sum(paid for _, paid, _ in words) == pytest.approx(loss, 1e-4)
+        assert [(w, t) for w, _, t in words] == word_prices(text)
+
+
+def test_exams_are_spread_over_the_training():
+    assert zoo.exam_steps(120) == [1, *range(10, 121, 10)]
+    assert zoo.exam_steps(3) == [0, 1, 2, 3]  # there is no step 0
 
 
 def test_padding_does_not_change_scores(tiny):
@@ -103,7 +138,8 @@ def test_padding_does_not_change_scores(tiny):
 
 def test_scores_leave_the_mode_as_it_was(tiny):
     model, tokenizer, _ = tiny
-    assert set(zoo.skill_scores(model.train(), tokenizer, n=4)) == {*SKILLS}
+    assert set(zoo.skill_scores(model.train(), tokenizer, n=4)) == {
+        *SKILLS, *HARDER}
     assert model.training
     model.eval()
 
@@ -170,13 +206,14 @@ def test_world_model_trains_once(tmp_path, monkeypatch):
     assert len(record["loss"]) == 3
     assert [*record["exams"]] == [1, 2, 3]
     assert record["exams"][3] == zoo.skill_scores(
-        *zoo.world_model("tiny", folder=tmp_path), seed=1)
+        *zoo.world_model("tiny", folder=tmp_path), n=80, seed=1)
 
 
 @pytest.mark.parametrize("change", [
     {"seed": 1}, {"steps": 2}, {"learning_rate": 1e-3}, {"length": 12},
-    {"n_documents": 150}, {"n_documents": 150_000}, {"batch_size": 5},
-    {"n_heads": 1}, {"n_layers": 2}, {"d_model": 32}])
+    {"n_documents": 150}, {"n_documents": 150_000}, {"vocab_size": 300},
+    {"batch_size": 5}, {"n_heads": 1}, {"n_layers": 2}, {"d_model": 32},
+    {"rare_words": ("Anna",)}])
 def test_another_preset_is_another_model(tmp_path, change):
     homes = {zoo._home(preset, tmp_path)
              for preset in (TINY, TINY, replace(TINY, **change))}
@@ -199,7 +236,7 @@ def test_what_decides_the_weights_decides_the_folder(tmp_path, monkeypatch):
     make = getattr(zoo, MAKER)
     homes = [
         zoo._home(TINY, tmp_path),
-        home_with("documents", lambda n, seed: list(documents(n, seed))[::-1]),
+        home_with("documents", lambda n, seed: [*documents(n, seed)][::-1]),
         home_with("TrainingConfig", wider),
         home_with(MAKER, other_draws),
         home_with("_RECIPE", 99),
@@ -215,6 +252,7 @@ def test_a_comment_costs_no_training(tmp_path):
 
 def test_old_models_are_forgotten(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.PRESETS, "tiny", TINY)
+    monkeypatch.setattr(zoo, "_KEPT", 4)
     for age in range(1, 7):
         save(tmp_path / f"world-{age}", tiny)
         then = time.time() - 1000 * age

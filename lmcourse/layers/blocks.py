@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ACTIVATIONS', 'FEED_FORWARDS', 'BLOCKS', 'CROSS_BLOCKS', 'LayerNorm', 'RMSNorm', 'OffsetRMSNorm',
-           'FeedForward', 'GatedFeedForward', 'feed_forward', 'Block', 'PostNormBlock', 'SandwichBlock', 'CrossBlock',
-           'PostNormCrossBlock', 'MixtureOfExperts', 'load_balancing_loss']
+           'FeedForward', 'GatedFeedForward', 'feed_forward', 'Block', 'PostNormBlock', 'SandwichBlock', 'gradients',
+           'depth', 'CrossBlock', 'PostNormCrossBlock', 'MixtureOfExperts', 'load_balancing_loss']
 
 # %% ../../nbs/22_block.ipynb #598e720b
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .attention import linear
+from ..experiments import experiment
+from .attention import MultiHeadAttention, linear
+from .positions import LearnedPositions
 
 # %% ../../nbs/22_block.ipynb #7accde1e
 class LayerNorm(nn.Module):
@@ -246,6 +250,120 @@ class SandwichBlock(Block):
 
 
 BLOCKS = {"pre": Block, "post": PostNormBlock, "sandwich": SandwichBlock}
+
+# %% ../../nbs/22_block.ipynb #648280ab
+class _Bare(Block):
+    """A block without residual connections."""
+
+    def forward(self, x, **context):
+        x = self.attention(self.attention_norm(x), **context)
+        return self.feed_forward(self.feed_forward_norm(x))
+
+
+def _norm_32():
+    return LayerNorm(32)
+
+
+_REPAIRS = {"plain": (_Bare, nn.Identity), "norm only": (_Bare, _norm_32),
+            "residual only": (Block, nn.Identity),
+            "pre-norm": (Block, _norm_32),
+            "post-norm": (PostNormBlock, _norm_32)}
+
+
+def _stack(kind, n_blocks, std, draws):
+    """Blocks of width 32, all their weights drawn alike."""
+    block, norm = _REPAIRS[kind]
+    how = {"std": std, "generator": draws}
+    return nn.ModuleList(
+        block(MultiHeadAttention(32, 2, **how), FeedForward(32, 64, **how),
+              norm=norm)
+        for _ in range(n_blocks))
+
+# %% ../../nbs/22_block.ipynb #48e5f542
+_DEPTHS, _STDS = (2, 6, 12), (0.02, 0.06, 0.18)
+
+
+def _arriving(kind, n_blocks, std, seed):
+    """Power of ten of the gradient at the first block / at the end."""
+    draws = torch.Generator().manual_seed(seed)
+    blocks = _stack(kind, n_blocks, std, draws).double()  # 1e-60 is a number
+    first = torch.randn(8, 16, 32, generator=draws,
+                        dtype=torch.double).requires_grad_()
+    x = first
+    for block in blocks:
+        x = block(x, causal=True)
+    at_the_end = torch.randn(x.shape, generator=draws, dtype=torch.double)
+    x.backward(at_the_end)
+    return math.log10(first.grad.norm() / at_the_end.norm())
+
+
+@experiment("22_gradients", tolerance=0.05)
+def gradients(seed):
+    """Powers of ten of what arrives of the gradient, at three depths."""
+    return {f"{kind}, std {std}": [_arriving(kind, n_blocks, std, seed)
+                                   for n_blocks in _DEPTHS]
+            for kind in _REPAIRS for std in _STDS}
+
+# %% ../../nbs/22_block.ipynb #f18bb2aa
+_RATES = (1e-3, 3e-3, 1e-2)
+
+
+def _learn(kind, n_blocks, std, rate, seed):
+    """Teach a stack to say the token before: loss and size at each step.
+
+    It ends when the loss is below 0.05, when 40 steps have gained less than
+    0.01 over the 40 before, or after 400 steps.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    embed = nn.Parameter(torch.randn(20, 32, generator=draws))
+    places = LearnedPositions(8, 32, std=1.0, generator=draws)
+    head = linear(32, 20, std=32 ** -0.5, generator=draws)
+    blocks = _stack(kind, n_blocks, std, draws)
+    final_norm = _REPAIRS[kind][1]()
+    optimizer = torch.optim.AdamW(
+        [embed, *nn.ModuleList([places, blocks, final_norm,
+                                head]).parameters()], lr=rate)
+    losses, sizes = [], []
+    while not _stops_gaining(losses):
+        input_ids = torch.randint(20, (16, 8), generator=draws)
+        x = embed[input_ids] + places(torch.arange(8))
+        for block in blocks:
+            x = block(x, causal=True)
+        logits = head(final_norm(x))[:, 1:]
+        loss = F.cross_entropy(logits.flatten(0, 1),
+                               input_ids[:, :-1].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(min(loss.item(), 10.0) if loss.isfinite() else 10.0)
+        sizes.append(x.std().item())
+    return losses, sizes
+
+
+def _stops_gaining(losses, most=400, window=40):
+    n = len(losses)
+    if n < 20 or n % 10:
+        return False
+    if sum(losses[-20:]) < 20 * 0.05:
+        return True
+    now, before = losses[-window:], losses[-2 * window : -window]
+    slow = n >= 3 * window and sum(before) - sum(now) < 0.01 * window
+    return slow or n >= most
+
+# %% ../../nbs/22_block.ipynb #555b4cd6
+@experiment("22_depth", tolerance=0.25)
+def depth(seed):
+    """Loss at the end, and steps until then, at each learning rate."""
+    outcome = {}
+    for n_blocks in _DEPTHS:
+        for std in _STDS:
+            for kind in _REPAIRS:
+                runs = [_learn(kind, n_blocks, std, rate, seed)[0]
+                        for rate in _RATES]
+                name = f"{kind}, {n_blocks} blocks, std {std}"
+                outcome[name] = [sum(run[-20:]) / 20 for run in runs]
+                outcome[f"steps: {name}"] = [len(run) for run in runs]
+    return outcome
 
 # %% ../../nbs/22_block.ipynb #7df8465a
 class CrossBlock(Block):

@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['ROPE_SCALINGS', 'LearnedPositions', 'rope_frequencies', 'sinusoidal_positions', 'SinusoidalPositions', 'rotate',
-           'RotaryPositions']
+           'RotaryPositions', 'three_back', 'far']
 
 # %% ../../nbs/21_positions.ipynb #49cc1d41
+import copy
 import inspect
 import math
+from functools import partial
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from .attention import draw_normal
+from ..experiments import experiment
+from .attention import MultiHeadAttention, draw_normal, linear
 
 # %% ../../nbs/21_positions.ipynb #49966839
 class LearnedPositions(nn.Module):
@@ -254,3 +258,184 @@ def _check_scaling(scaling, d_head):
             if not isinstance(x, (int, float)) or not 0 <= x < math.inf:
                 raise ValueError(f"{name}={value!r}: must be a number")
     return kind, numbers
+
+# %% ../../nbs/21_positions.ipynb #723536e6
+class _Reader(nn.Module):
+    """Two causal layers of attention, and one of four ways to be told."""
+
+    def __init__(self, kind, draws, D=64, V=20):
+        super().__init__()
+        self.embed = nn.Parameter(0.1 * torch.randn(V, D, generator=draws))
+        self.layers = nn.ModuleList(
+            MultiHeadAttention(D, 4, std=0.1, generator=draws)
+            for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in range(3))
+        self.head = linear(D, V, std=0.1, generator=draws)
+        self.rotary = RotaryPositions(16) if kind == "rotary" else None
+        self.table = None
+        if kind == "learned":
+            self.table = LearnedPositions(128, D, generator=draws)
+        elif kind == "sinusoidal":
+            self.table = SinusoidalPositions(D)
+
+    def forward(self, input_ids):
+        x, T = self.embed[input_ids], input_ids.shape[1]
+        turn = None
+        if self.table is not None:
+            x = x + self.table(torch.arange(T))
+        if self.rotary is not None:
+            cos, sin = self.rotary(torch.arange(T), length=T)
+            turn = partial(rotate, cos=cos, sin=sin)
+        for layer, norm in zip(self.layers, self.norms, strict=False):
+            x = x + layer(norm(x), causal=True, rotate=turn)
+        return self.head(self.norms[-1](x))
+
+# %% ../../nbs/21_positions.ipynb #15b4c2f7
+def _three_back(kind, seed):
+    """Part of right answers at 128 positions, in 25 bins of five."""
+    draws = torch.Generator().manual_seed(seed)
+    model = _Reader(kind, draws)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        input_ids = torch.randint(20, (32, 32), generator=draws)
+        logits = model(input_ids)[:, 3:]
+        loss = F.cross_entropy(logits.transpose(1, 2), input_ids[:, :-3])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    input_ids = torch.randint(20, (200, 128), generator=draws)
+    with torch.no_grad():
+        guesses = model(input_ids)[:, 3:].argmax(dim=-1)
+    right = (guesses == input_ids[:, :-3]).double().mean(dim=0)
+    return right.view(25, 5).mean(dim=1).tolist()
+
+
+@experiment("21_three_back", tolerance={
+    "none": 0.5, "learned": 0.15, "sinusoidal": 0.2, "rotary": 0.2})
+def three_back(seed):
+    """How often each way of telling is right, along texts of 128 tokens."""
+    return {kind: _three_back(kind, seed)
+            for kind in ("none", "learned", "sinusoidal", "rotary")}
+
+# %% ../../nbs/21_positions.ipynb #ba720418
+_OLD, _NEW = 64, 256  # tokens of a text in training, and afterwards
+_RULES = {
+    "as trained": None,
+    "linear": {"rope_type": "linear"},
+    "dynamic, factor 1": {"rope_type": "dynamic", "factor": 1.0},
+    "dynamic": {"rope_type": "dynamic"},
+    "llama3": {"rope_type": "llama3", "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0},
+    "yarn": {"rope_type": "yarn", "beta_slow": 1, "beta_fast": 4},
+}
+
+
+def _rule(name):
+    """The positions of a rule, for texts four times as long."""
+    if name == "as trained":
+        return RotaryPositions(32)
+    numbers = {"factor": _NEW / _OLD} | _RULES[name]
+    if name != "linear":
+        numbers["original_max_position_embeddings"] = _OLD
+    return RotaryPositions(32, scaling=numbers)
+
+
+class _PhoneBook(nn.Module):
+    """Two layers that read entries, a name and a digit in one token each.
+
+    At each token they say two things: which digit stood three back, and
+    which digit the token's name had the last time.
+    """
+
+    def __init__(self, draws, D=64):
+        super().__init__()
+        self.names = nn.Parameter(torch.randn(_NEW, D, generator=draws) / 2)
+        self.digits = nn.Parameter(torch.randn(10, D, generator=draws) / 2)
+        self.layers = nn.ModuleList(
+            MultiHeadAttention(D, 2, std=0.1, generator=draws)
+            for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in range(3))
+        self.near = linear(D, 10, std=0.1, generator=draws)
+        self.far = linear(D, 10, std=0.1, generator=draws)
+
+    def forward(self, names, digits, rotary):
+        T = names.shape[1]
+        cos, sin = rotary(torch.arange(T), length=T)
+        x = self.names[names] + self.digits[digits]
+        for layer, norm in zip(self.layers, self.norms, strict=False):
+            x = x + layer(norm(x), causal=True,
+                          rotate=partial(rotate, cos=cos, sin=sin))
+        x = self.norms[-1](x)
+        return self.near(x), self.far(x)
+
+# %% ../../nbs/21_positions.ipynb #b9ddd0d4
+def _entries(n, length, draws):
+    """Names, digits, and how far back each name stood before (0: never)."""
+    some = 3 * length // 4  # so many names share the entries of a text
+    chosen = torch.rand(n, _NEW, generator=draws).argsort(dim=1)[:, :some]
+    names = chosen.gather(
+        1, torch.randint(some, (n, length), generator=draws))
+    digits = torch.randint(10, (n, length), generator=draws)
+    places = torch.arange(length)
+    same = (names[:, :, None] == names[:, None, :]).tril(-1)
+    last = torch.where(same, places, -1).amax(dim=-1)
+    return names, digits, torch.where(last >= 0, places - last, 0)
+
+
+def _train(model, rotary, draws, *, length, n, steps, rate):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    for _ in range(steps):
+        names, digits, back = _entries(n, length, draws)
+        near, far = model(names, digits, rotary)
+        before = digits.gather(1, torch.arange(length) - back)
+        loss = (F.cross_entropy(near[:, 3:].transpose(1, 2), digits[:, :-3])
+                + F.cross_entropy(far[back > 0], before[back > 0]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def _right(model, rotary, seed):
+    """Right in long texts: three back; at most _OLD back; further back."""
+    draws = torch.Generator().manual_seed(seed + 1000)
+    names, digits, back = _entries(50, _NEW, draws)
+    near, far = (logits.argmax(dim=-1)
+                 for logits in model(names, digits, rotary))
+    found = far == digits.gather(1, torch.arange(_NEW) - back)
+    parts = (near[:, 3:] == digits[:, :-3], found[(0 < back) & (back <= _OLD)],
+             found[back > _OLD])
+    return [part.double().mean().item() for part in parts]
+
+# %% ../../nbs/21_positions.ipynb #2e16be2e
+def _trained_on_short(seed):
+    draws = torch.Generator().manual_seed(seed)
+    model = _PhoneBook(draws)
+    _train(model, _rule("as trained"), draws, length=_OLD, n=32, steps=300,
+           rate=3e-3)
+    return model
+
+
+def _without_training(seed):
+    """What each rule does to a model that was trained on short texts."""
+    model = _trained_on_short(seed)
+    return {name: _right(model, _rule(name), seed) for name in _RULES}
+
+
+@experiment("21_far", tolerance=0.15)
+def far(seed):
+    """Three parts of right answers of each rule, without and with training.
+
+    A rule is tuned for 60 steps on long texts, at two learning rates.
+    """
+    outcome = _without_training(seed)
+    short = _trained_on_short(seed)
+    for name in _RULES:
+        for rate in (1e-3, 3e-3):
+            model = copy.deepcopy(short)
+            draws = torch.Generator().manual_seed(seed + 2000)
+            _train(model, _rule(name), draws, length=_NEW, n=8, steps=60,
+                   rate=rate)
+            outcome[f"{name}, tuned at {rate}"] = _right(
+                model, _rule(name), seed)
+    return outcome

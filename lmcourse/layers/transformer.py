@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ATTENTIONS', 'embedding', 'Embeddings', 'LanguageModelHead', 'TiedHead', 'Context', 'SelfAttention', 'Transformer',
            'TransformerConfig', 'by_layer', 'make_norm', 'build_embeddings', 'build_layers', 'build_head',
-           'build_transformer', 'EncoderDecoder', 'build_encoder_decoder']
+           'build_transformer', 'EncoderDecoder', 'build_encoder_decoder', 'counting']
 
 # %% ../../nbs/23_transformer.ipynb #664e819d
+#| code-fold: true
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..experiments import experiment
 from lmcourse.layers.attention import (
     KVCache,
     MultiHeadAttention,
@@ -411,6 +413,7 @@ class Transformer(nn.Module):
         return KVCache(len(self.layers))
 
 # %% ../../nbs/23_transformer.ipynb #8ae0c109
+#| code-fold: true
 def _batch_shape(x, *, n_axes):
     if x.ndim != n_axes or 0 in x.shape[:2]:
         axes = "(B, T)" if n_axes == 2 else "(B, T, D)"
@@ -448,23 +451,6 @@ def _positions(real, past, T, device):
     return (real.cumsum(dim=1) - 1).clamp(min=0)[:, -T:]
 
 # %% ../../nbs/23_transformer.ipynb #5ae1cf5b
-_NAMES = {
-    "attention": ATTENTIONS,
-    "positions": ("learned", "sinusoidal", "rotary", "none"),
-    "norm": tuple(NORMS),
-    "norm_placement": tuple(BLOCKS),
-    "feed_forward": tuple(FEED_FORWARDS),
-    "biases": ("qkv", "out", "ff", "norm", "head"),
-}
-_COUNTS = ("vocab_size", "max_length", "d_model", "n_layers", "n_heads",
-           "d_ff", "n_kv_heads", "d_head", "window", "n_experts",
-           "n_active_experts")
-_NUMBERS = ("norm_eps", "embedding_scale", "initializer_range", "rope_theta",
-            "attention_scale", "attention_softcap", "logit_softcap")
-_BY_LAYER = ("attention", "window", "feed_forward", "d_ff", "n_experts",
-             "n_active_experts", "rope_theta", "rope_scaling")
-
-
 @dataclass(frozen=True)
 class TransformerConfig:
     """The parts of a Transformer and their sizes.
@@ -562,6 +548,10 @@ class TransformerConfig:
             return self
         return replace(self, layers=None, **self.layers[layer])
 
+# %% ../../nbs/23_transformer.ipynb #a467672f
+_BY_LAYER = ("attention", "window", "feed_forward", "d_ff", "n_experts",
+             "n_active_experts", "rope_theta", "rope_scaling")
+
 
 def by_layer(values):
     """Write lists, with a value for each layer, as the field `layers`.
@@ -589,7 +579,24 @@ def by_layer(values):
             for entries in zip(*lists.values(), strict=True))
     return plain
 
-# %% ../../nbs/23_transformer.ipynb #a467672f
+# %% ../../nbs/23_transformer.ipynb #0b9afc17
+#| code-fold: true
+_NAMES = {
+    "attention": ATTENTIONS,
+    "positions": ("learned", "sinusoidal", "rotary", "none"),
+    "norm": tuple(NORMS),
+    "norm_placement": tuple(BLOCKS),
+    "feed_forward": tuple(FEED_FORWARDS),
+    "biases": ("qkv", "out", "ff", "norm", "head"),
+}
+_COUNTS = ("vocab_size", "max_length", "d_model", "n_layers", "n_heads",
+           "d_ff", "n_kv_heads", "d_head", "window", "n_experts",
+           "n_active_experts")
+_NUMBERS = ("norm_eps", "embedding_scale", "initializer_range", "rope_theta",
+            "attention_scale", "attention_softcap", "logit_softcap")
+
+# %% ../../nbs/23_transformer.ipynb #4a7ed103
+#| code-fold: true
 def _check_config(config):
     """Raise a ValueError for the first value that is not allowed."""
     for name in (*_COUNTS, *_NUMBERS):
@@ -658,7 +665,7 @@ def make_norm(config, width=None):
     return NORMS[config.norm](width or config.d_model, eps=config.norm_eps,
                               **options)
 
-
+# %% ../../nbs/23_transformer.ipynb #61264d6a
 def build_embeddings(config, *, n_segments=0, norm=False, generator):
     """The embeddings that a configuration names.
 
@@ -680,7 +687,7 @@ def build_embeddings(config, *, n_segments=0, norm=False, generator):
         segments=embedding(n_segments, D, **draws) if n_segments else None,
         norm=make_norm(config) if norm else None, dropout=config.dropout)
 
-
+# %% ../../nbs/23_transformer.ipynb #df6309fe
 def build_layers(config, *, cross=False, generator):
     """The blocks that a configuration names, a list of L modules.
 
@@ -700,7 +707,7 @@ def build_layers(config, *, cross=False, generator):
     return [_block(config.at(i), rotaries, cross, generator)
             for i in range(config.n_layers)]
 
-# %% ../../nbs/23_transformer.ipynb #61264d6a
+# %% ../../nbs/23_transformer.ipynb #c3178737
 def _block(config, rotaries, cross, generator):
     """One block; the configuration is that of its layer."""
     draws = {"std": config.initializer_range, "generator": generator,
@@ -723,7 +730,7 @@ def _block(config, rotaries, cross, generator):
         *parts, _feed_forward(config, draws), norm=norm,
         dropout=config.dropout)
 
-
+# %% ../../nbs/23_transformer.ipynb #f782a95d
 def _feed_forward(config, draws):
     if config.n_experts is None:
         return feed_forward(config.feed_forward, config.d_model, config.d_ff,
@@ -860,3 +867,45 @@ def build_encoder_decoder(config, *, generator=None):
         head=build_head(config, embeddings, generator=generator),
         config=config)
     return EncoderDecoder(encoder=encoder, decoder=decoder, config=config)
+
+# %% ../../nbs/23_transformer.ipynb #bd7b4ec1
+_ECHO = dict(vocab_size=26, max_length=24, d_model=48, n_layers=2, n_heads=2,
+             d_ff=96, positions="rotary", initializer_range=0.1)
+
+
+def _echo(n, draws, period=12):
+    """Random letters that repeat after `period`, `(n, 24)`."""
+    letters = torch.randint(26, (n, period), generator=draws)
+    return letters[:, torch.arange(24) % period]
+
+
+def _learn_echo(seed):
+    """A model after 200 steps on texts of period twelve, and its losses."""
+    draws = torch.Generator().manual_seed(seed)
+    model = build_transformer(TransformerConfig(**_ECHO), generator=draws)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(200):
+        input_ids = _echo(32, draws)
+        loss = nn.functional.cross_entropy(
+            model(input_ids)[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return model, losses
+
+
+@torch.no_grad()
+def _repeats(model, period):
+    """How often the guess for a letter that was there before is right."""
+    input_ids = _echo(200, torch.Generator().manual_seed(9), period)
+    guesses = model(input_ids)[:, period - 1 : -1].argmax(dim=-1)
+    return (guesses == input_ids[:, period:]).double().mean().item()
+
+# %% ../../nbs/23_transformer.ipynb #78fb4f81
+@experiment("23_counting", tolerance=0.15)
+def counting(seed):
+    """Part of repeated letters that are right, for two periods."""
+    model, _ = _learn_echo(seed)
+    return {f"period {period}": _repeats(model, period) for period in (12, 9)}

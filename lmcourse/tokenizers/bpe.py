@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIES', 'GPT2_PATTERN', 'GPT4_PATTERN', 'GPT2_ALPHABET', 'spell', 'count_pairs', 'most_frequent', 'replace_pair',
            'learn_bpe_loop', 'bpe_vocabulary', 'segment_bpe', 'learn_bpe', 'WordMemory', 'cut_words', 'patterns_of',
-           'compile_patterns', 'cut_in_turn', 'CheckedMerges', 'ByteBPE']
+           'compile_patterns', 'cut_in_turn', 'ByteBPE', 'CheckedMerges']
 
 # %% ../../nbs/11_bpe.ipynb #fa7b6904
 from array import array
@@ -144,7 +144,7 @@ def _learn(words, counts, join, key):
     Args:
         words: lists of symbols; they are changed in place.
         counts: how often each word occurs.
-        join: makes a symbol of a pair, after the pair was yielded.
+        join: makes a symbol of a pair, before the pair is yielded.
         key: what orders pairs of equal count, the smallest one first.
     """
     pairs, where = defaultdict(int), defaultdict(set)
@@ -163,11 +163,9 @@ def _learn(words, counts, join, key):
         if promise < truth:
             heappush(heap, truth)
             continue
+        for new in _replace(pair, join(pair), words, counts, pairs, where):
+            heappush(heap, (-pairs[new], key(new, words, where), new))
         yield pair
-        gained = _replace(pair, join(pair), words, counts, pairs, where)
-        for pair in gained:
-            truth = (-pairs[pair], key(pair, words, where), pair)
-            heappush(heap, truth)
 
 # %% ../../nbs/11_bpe.ipynb #8f1b0745
 def _replace(pair, new, words, counts, pairs, where):
@@ -267,27 +265,18 @@ def _learn_bytes(texts, size, pattern, alphabet):
     if not words:
         raise ValueError("texts: must hold at least one character")
     tokens = [bytes([b]) for b in alphabet]
-    ids = {token: i for i, token in enumerate(tokens)}
-    to_ids = bytes(ids[bytes([b])] for b in range(256))
+    to_ids = bytes(map(alphabet.index, range(256)))
 
     def join(pair):
-        token = tokens[pair[0]] + tokens[pair[1]]
-        if token not in ids:  # else it was built before, in another way
-            ids[token] = len(tokens)
-            tokens.append(token)
-        return ids[token]
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        return len(tokens) - 1
+
+    from tqdm import tqdm
 
     spelled = [list(word.encode().translate(to_ids)) for word in words]
     learned = _learn(spelled, [*words.values()], join, _TIE_KEYS["min"])
-    pairs = []
-    from tqdm import tqdm
-
-    with tqdm(total=size - 256, desc="learning merges") as bar:
-        for pair in learned:
-            bar.update(len(tokens) - 256 - bar.n)
-            if len(tokens) >= size:
-                break
-            pairs.append(pair)
+    steps = tqdm(learned, total=size - 256, desc="learning merges")
+    pairs = [*islice(steps, size - 256)]
     return tokens, pairs
 
 # %% ../../nbs/11_bpe.ipynb #cd3a46c0
@@ -511,103 +500,16 @@ def _implementation():
         return _learn_bytes, _Encoder, _Decoder
     return fast.learn_bytes, fast.FastEncoder, fast.FastDecoder
 
-
-class CheckedMerges(tuple):
-    """Merges that a reader has compared with the vocabulary already."""
-
-
-def _check_parts(merges, vocab):
-    """Both parts of a merge, and what it makes, are tokens."""
-    for number, (left, right) in enumerate(merges):
-        if left not in vocab or right not in vocab or (
-                left + right not in vocab):
-            missing = next(token for token in (left, right, left + right)
-                           if token not in vocab)
-            raise ValueError(f"merges[{number}]={(left, right)!r}: "
-                             f"{missing!r} is not in the vocabulary")
-
-
+# %% ../../nbs/11_bpe.ipynb #c36e2bd5
 @dataclass(frozen=True, kw_only=True, repr=False)
-class ByteBPE(Tokenizer):
-    """Byte-pair encoding over bytes: nothing is unknown, nothing is lost.
-
-    Sennrich et al. (2016), Algorithm 1, over the bytes of UTF-8 as in
-    Radford et al. (2019), section 2.2.
-
-    Args:
-        vocab: tokens, as `bytes`, and their ids; all 256 bytes among them.
-        merges: pairs of tokens, in the order in which they are merged.
-            None means any two tokens that make a third one, and of these
-            the smallest id first, as in the rank files of tiktoken.
-        pattern: the regular expression that finds the words. What stands
-            between them is a word as well. If it is a tuple, each one cuts
-            the words of the one before.
-        normalizer: a function from text to text that is applied first, or
-            None; what it changes is not given back.
-        prefix_space: whether to put a space before the text; one of
-            `PREFIX_SPACES`.
-        ignore_merges: whether a word that is a token needs no merges.
-
-    Raises:
-        ValueError: a byte without an id, a merge of or into unknown tokens,
-            a pattern that does not compile.
-    """
+class _ByteCoder(Tokenizer):
+    """Text to ids by merging bytes, and back; `ByteBPE` also learns."""
 
     merges: tuple | None = ()
     pattern: str | tuple = GPT2_PATTERN
     normalizer: object = None
     prefix_space: bool | str = False
     ignore_merges: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        compile_patterns(self.pattern)
-        check_prefix_space(self.prefix_space)
-        for b in range(256):
-            if bytes([b]) not in self.vocab:
-                raise ValueError(f"vocab: lacks the byte {bytes([b])!r}; "
-                                 "all 256 must be there")
-        if self.merges is not None:
-            merges = tuple(self.merges)
-            if not isinstance(self.merges, CheckedMerges):
-                merges = tuple(map(tuple, merges))
-                _check_parts(merges, self.vocab)
-            object.__setattr__(self, "merges", merges)
-
-    @classmethod
-    def train(cls, texts, vocab_size, *, pattern=GPT2_PATTERN,
-              alphabet=bytes(range(256)), special_tokens=(END_OF_TEXT,)):
-        """Learn merges; among equally frequent pairs the smaller ids win.
-
-        Args:
-            texts: any iterable of strings; it is read once, as a stream.
-            vocab_size: how many tokens to have, the special ones included;
-                there are fewer when no pair is left to merge.
-            pattern: the regular expression that finds the words, or a
-                tuple of them.
-            alphabet: the 256 bytes in the order of their ids.
-            special_tokens: they get the last ids.
-
-        Raises:
-            ValueError: no text, or a vocabulary smaller than the alphabet.
-        """
-        special = check_special_tokens(special_tokens)
-        least = 256 + len(special)
-        if not isinstance(vocab_size, int) or vocab_size < least:
-            raise ValueError(f"vocab_size={vocab_size!r}: must be an integer "
-                             f"of {least} or more, for 256 bytes and "
-                             f"{len(special)} special tokens")
-        if sorted(alphabet) != [*range(256)]:
-            raise ValueError("alphabet: must hold each of the 256 bytes once")
-        learn, _, _ = _implementation()
-        tokens, pairs = learn(texts, vocab_size - len(special), pattern,
-                              alphabet)
-        return cls(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=[(tokens[a], tokens[b]) for a, b in pairs],
-            pattern=pattern,
-            special_tokens={t: len(tokens) + i for i, t in enumerate(special)},
-        )
 
     @cached_property
     def _encoder(self):
@@ -652,6 +554,111 @@ class ByteBPE(Tokenizer):
 
     def _show(self, token):
         return token.decode(errors="backslashreplace")
+
+# %% ../../nbs/11_bpe.ipynb #362ac4c5
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ByteBPE(_ByteCoder):
+    """Byte-pair encoding over bytes: nothing is unknown, nothing is lost.
+
+    Sennrich et al. (2016), Algorithm 1, over the bytes of UTF-8 as in
+    Radford et al. (2019), section 2.2.
+
+    Args:
+        vocab: tokens, as `bytes`, and their ids; all 256 bytes among them.
+        merges: pairs of tokens, in the order in which they are merged.
+            None means any two tokens that make a third one, and of these
+            the smallest id first, as in the rank files of tiktoken.
+        pattern: the regular expression that finds the words. What stands
+            between them is a word as well. If it is a tuple, each one cuts
+            the words of the one before.
+        normalizer: a function from text to text that is applied first, or
+            None; what it changes is not given back.
+        prefix_space: whether to put a space before the text; one of
+            `PREFIX_SPACES`.
+        ignore_merges: whether a word that is a token needs no merges.
+
+    Raises:
+        ValueError: a byte without an id, a merge of or into unknown tokens,
+            a pattern that does not compile.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        merges = _checked_merges(self)
+        object.__setattr__(self, "merges", merges)
+
+    @classmethod
+    def train(cls, texts, vocab_size, *, pattern=GPT2_PATTERN,
+              alphabet=bytes(range(256)), special_tokens=(END_OF_TEXT,)):
+        """Learn merges; among equally frequent pairs the smaller ids win.
+
+        Args:
+            texts: any iterable of strings; it is read once, as a stream.
+            vocab_size: how many tokens to have, the special ones included;
+                there are fewer when no pair is left to merge.
+            pattern: the regular expression that finds the words, or a
+                tuple of them.
+            alphabet: the 256 bytes in the order of their ids.
+            special_tokens: they get the last ids.
+
+        Raises:
+            ValueError: no text, or a vocabulary smaller than the alphabet.
+        """
+        special = check_special_tokens(special_tokens)
+        _check_training(vocab_size, alphabet, special)
+        learn, _, _ = _implementation()
+        tokens, pairs = learn(texts, vocab_size - len(special), pattern,
+                              alphabet)
+        return cls(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=[(tokens[a], tokens[b]) for a, b in pairs],
+            pattern=pattern,
+            special_tokens={t: len(tokens) + i for i, t in enumerate(special)},
+        )
+
+# %% ../../nbs/11_bpe.ipynb #57b44d23
+#| code-fold: true
+class CheckedMerges(tuple):
+    """Merges that a reader has compared with the vocabulary already."""
+
+
+def _checked_merges(tokenizer):
+    """The merges as pairs of tokens; the other settings are checked too."""
+    compile_patterns(tokenizer.pattern)
+    check_prefix_space(tokenizer.prefix_space)
+    for b in range(256):
+        if bytes([b]) not in tokenizer.vocab:
+            raise ValueError(f"vocab: lacks the byte {bytes([b])!r}; "
+                             "all 256 must be there")
+    if tokenizer.merges is None:
+        return None
+    merges = tuple(tokenizer.merges)
+    if not isinstance(tokenizer.merges, CheckedMerges):
+        merges = tuple(map(tuple, merges))
+        _check_parts(merges, tokenizer.vocab)
+    return merges
+
+
+def _check_parts(merges, vocab):
+    """Both parts of a merge, and what it makes, are tokens."""
+    for number, (left, right) in enumerate(merges):
+        if left not in vocab or right not in vocab or (
+                left + right not in vocab):
+            missing = next(token for token in (left, right, left + right)
+                           if token not in vocab)
+            raise ValueError(f"merges[{number}]={(left, right)!r}: "
+                             f"{missing!r} is not in the vocabulary")
+
+
+def _check_training(vocab_size, alphabet, special):
+    """Room for the 256 bytes and the special tokens; a whole alphabet."""
+    least = 256 + len(special)
+    if not isinstance(vocab_size, int) or vocab_size < least:
+        raise ValueError(f"vocab_size={vocab_size!r}: must be an integer "
+                         f"of {least} or more, for 256 bytes and "
+                         f"{len(special)} special tokens")
+    if sorted(alphabet) != [*range(256)]:
+        raise ValueError("alphabet: must hold each of the 256 bytes once")
 
 # %% ../../nbs/11_bpe.ipynb #570fc2ce
 _PRINTED = bytes([*range(33, 127), *range(161, 173), *range(174, 256)])

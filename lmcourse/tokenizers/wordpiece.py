@@ -308,72 +308,13 @@ class CharacterMap(dict):
 
 # %% ../../nbs/12_wordpiece.ipynb #5f73ed5c
 @dataclass(frozen=True, kw_only=True, repr=False)
-class WordPiece(Tokenizer):
-    """Greedy longest pieces inside of words, as BERT reads.
-
-    Args:
-        normalizer: what happens to the text first: a `BertNormalizer`, any
-            function from text to text, or None.
-        mark: what a piece that is not the first of its word begins with.
-        max_word_length: longer words become `unk_token`.
-        cleanup: whether `decode` puts no space before `. , ? !`.
-
-    Raises:
-        ValueError: there is no `unk_token`.
-    """
+class _PieceReader(Tokenizer):
+    """Text to pieces and back; `WordPiece` also learns them."""
 
     normalizer: object = BertNormalizer()
     mark: str = MARK
     max_word_length: int = 100
     cleanup: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.unk_token is None:
-            raise ValueError("unk_token=None: WordPiece needs a token for "
-                             "words that it cannot cut")
-
-    @classmethod
-    def train(cls, texts, vocab_size, *, score=likelihood_score,
-              normalizer=BertNormalizer(), max_word_length=100,  # noqa: B008
-              special_tokens=(END_OF_TEXT,), unk_token="[UNK]", prefix=(),
-              suffix=()):
-        """Learn a vocabulary.
-
-        Args:
-            texts: any iterable of strings; it is read once.
-            vocab_size: how many tokens to learn, special ones included.
-            score: which pair to merge; see `learn_wordpiece_loop`.
-            normalizer: as in the class.
-            max_word_length: longer words are not learned from.
-            special_tokens: they get the first ids after `unk_token`.
-            unk_token: stands for every word that cannot be cut.
-            prefix: special tokens that `add_special_tokens` puts first.
-            suffix: special tokens that it puts last.
-
-        Raises:
-            ValueError: no words, or a vocabulary too small for the letters.
-        """
-        special = check_special_tokens(
-            [unk_token, *check_special_tokens(special_tokens)])
-        corpus = _count_words(read_texts(texts, "counting words"), normalizer)
-        corpus = {word: n for word, n in corpus.items()
-                  if len(word) <= max_word_length}
-        needed = len(special) + 2 * len(set("".join(corpus)))
-        if not corpus:
-            raise ValueError("texts: must hold at least one word")
-        if not isinstance(vocab_size, int) or vocab_size < needed:
-            raise ValueError(f"vocab_size={vocab_size!r}: must be at least "
-                             f"{needed} for these letters, each with and "
-                             f"without mark, and {len(special)} special "
-                             "tokens")
-        pieces = _learner(score)(corpus, vocab_size - len(special),
-                                 score=score)
-        return cls(
-            vocab={p: i for i, p in enumerate(pieces, len(special))},
-            special_tokens={token: i for i, token in enumerate(special)},
-            unk_token=unk_token, prefix=prefix, suffix=suffix,
-            normalizer=normalizer, max_word_length=max_word_length)
 
     @cached_property
     def character_map(self):
@@ -414,6 +355,75 @@ class WordPiece(Tokenizer):
     def _join(self, parts):
         text = " ".join(parts)
         return regex.sub(" ([.,?!])", r"\1", text) if self.cleanup else text
+
+# %% ../../nbs/12_wordpiece.ipynb #2c8b312a
+@dataclass(frozen=True, kw_only=True, repr=False)
+class WordPiece(_PieceReader):
+    """Greedy longest pieces inside of words, as BERT reads.
+
+    Args:
+        normalizer: what happens to the text first: a `BertNormalizer`, any
+            function from text to text, or None.
+        mark: what a piece that is not the first of its word begins with.
+        max_word_length: longer words become `unk_token`.
+        cleanup: whether `decode` puts no space before `. , ? !`.
+
+    Raises:
+        ValueError: there is no `unk_token`.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.unk_token is None:
+            raise ValueError("unk_token=None: WordPiece needs a token for "
+                             "words that it cannot cut")
+
+    @classmethod
+    def train(cls, texts, vocab_size, *, score=likelihood_score,
+              normalizer=BertNormalizer(), max_word_length=100,  # noqa: B008
+              special_tokens=(END_OF_TEXT,), unk_token="[UNK]", prefix=(),
+              suffix=()):
+        """Learn a vocabulary.
+
+        Args:
+            texts: any iterable of strings; it is read once.
+            vocab_size: how many tokens to learn, special ones included.
+            score: which pair to merge; see `learn_wordpiece_loop`.
+            normalizer: as in the class.
+            max_word_length: longer words are not learned from.
+            special_tokens: they get the first ids after `unk_token`.
+            unk_token: stands for every word that cannot be cut.
+            prefix: special tokens that `add_special_tokens` puts first.
+            suffix: special tokens that it puts last.
+
+        Raises:
+            ValueError: no words, or a vocabulary too small for the letters.
+        """
+        special = check_special_tokens(
+            [unk_token, *check_special_tokens(special_tokens)])
+        corpus = _count_words(read_texts(texts, "counting words"), normalizer)
+        corpus = {word: n for word, n in corpus.items()
+                  if len(word) <= max_word_length}
+        _check_training(corpus, vocab_size, special)
+        pieces = _learner(score)(corpus, vocab_size - len(special),
+                                 score=score)
+        return cls(
+            vocab={p: i for i, p in enumerate(pieces, len(special))},
+            special_tokens={token: i for i, token in enumerate(special)},
+            unk_token=unk_token, prefix=prefix, suffix=suffix,
+            normalizer=normalizer, max_word_length=max_word_length)
+
+
+def _check_training(corpus, vocab_size, special):
+    """There are words, and room for their letters."""
+    if not corpus:
+        raise ValueError("texts: must hold at least one word")
+    needed = len(special) + 2 * len(set("".join(corpus)))
+    if not isinstance(vocab_size, int) or vocab_size < needed:
+        raise ValueError(f"vocab_size={vocab_size!r}: must be at least "
+                         f"{needed} for these letters, each with and "
+                         f"without mark, and {len(special)} special "
+                         "tokens")
 
 # %% ../../nbs/12_wordpiece.ipynb #85719013
 def works_by_character(normalizer):

@@ -1,0 +1,113 @@
+"""Fine-tuning a causal model: its head, its batches, when it stops."""
+
+import math
+
+import pytest
+import torch
+
+from lmcourse import transfer, zoo
+from lmcourse.layers.transformer import TransformerConfig, build_transformer
+from lmcourse.tasks import Example, examples
+from lmcourse.tokenizers import ByteBPE
+from lmcourse.world import documents
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ByteBPE.train(documents(300), vocab_size=400)
+
+
+def classifier(tokenizer, n_outputs, seed=0):
+    config = TransformerConfig(
+        vocab_size=tokenizer.vocab_size, max_length=256, d_model=16,
+        n_layers=1, n_heads=2, d_ff=32, positions="rotary")
+    network = build_transformer(
+        config, generator=torch.Generator().manual_seed(seed))
+    return transfer.Classifier(network, n_outputs)
+
+
+def test_a_head_of_zeros_knows_nothing(tokenizer):
+    model = classifier(tokenizer, 3)
+    ids, ends, _ = transfer.encode_examples(
+        tokenizer, examples("MNLI", "dev", 4))
+    logits = model(ids, ends=ends)
+    assert torch.equal(logits, torch.zeros(4, 3))
+    loss = torch.nn.functional.cross_entropy(logits, torch.zeros(4).long())
+    assert loss.item() == pytest.approx(math.log(3))
+
+
+def test_examples_are_read_to_their_end_and_no_further(tokenizer):
+    made = [Example("A short one.", "", 1),
+            Example("A longer one, with more to say.", "And a second.", 0)]
+    ids, ends, labels = transfer.encode_examples(tokenizer, made)
+    end = tokenizer.special_tokens["<|endoftext|>"]
+    assert labels.tolist() == [1, 0]
+    for row, last, (first, second, _) in zip(ids, ends, made, strict=True):
+        told = [end, *tokenizer.encode(first), end]
+        told += [*tokenizer.encode(second), end] if second else []
+        assert row[:last + 1].tolist() == told
+        assert not row[last + 1:].any()
+
+
+def test_padding_does_not_reach_the_head(tokenizer):
+    model = classifier(tokenizer, 2)
+    torch.nn.init.normal_(model.head.weight)
+    ids, ends, _ = transfer.encode_examples(
+        tokenizer, examples("RTE", "dev", 5))
+    together = model(ids, ends=ends)
+    for row, last, logits in zip(ids, ends, together, strict=True):
+        alone = model(row[None, :last + 1], ends=last[None])
+        torch.testing.assert_close(alone[0], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_score_is_accuracy_or_correlation(tokenizer):
+    model = classifier(tokenizer, 2)
+    with torch.no_grad():
+        model.head.bias[:] = torch.tensor([0.0, 1.0])  # always label 1
+    encoded = transfer.encode_examples(tokenizer, examples("RTE", "dev", 60))
+    assert transfer.score(model, encoded) == pytest.approx(
+        encoded[2].float().mean().item())
+    one = classifier(tokenizer, 1)
+    scored = transfer.encode_examples(tokenizer, examples("STS-B", "dev", 20))
+    assert transfer.score(one, scored) == 0  # constant: no correlation
+    torch.nn.init.normal_(one.head.weight)
+    out = one(*scored[:1], ends=scored[1])[:, 0]
+    expected = torch.corrcoef(torch.stack([out, scored[2].float()]))[0, 1]
+    assert transfer.score(one, scored) == pytest.approx(expected.item(), 1e-4)
+
+
+def test_finetuning_learns_and_keeps_its_best_moment(tokenizer):
+    """One label: twenty sentences that say it in their first word."""
+    made = [Example(f"{word} is here.", "", label) for word, label
+            in (("Anna", 0), ("Peter", 1))] * 10
+    encoded = transfer.encode_examples(tokenizer, made)
+    model = classifier(tokenizer, 2)
+    best = transfer.finetune(model, encoded, encoded, rate=3e-3, seed=0)
+    assert best == transfer.score(model, encoded) == 1.0
+
+
+def test_finetuning_stops_when_nothing_is_gained(tokenizer, monkeypatch):
+    looks = []
+    monkeypatch.setattr(transfer, "score",
+                        lambda *_: looks.append(1) or 0.5)
+    encoded = transfer.encode_examples(tokenizer, examples("RTE", "dev", 8))
+    assert transfer.finetune(classifier(tokenizer, 2), encoded, encoded,
+                             rate=1e-3, seed=0) == 0.5
+    assert len(looks) == 5  # the first, and four without a gain
+
+
+def test_both_starts_are_scored(monkeypatch):
+    tiny = zoo.Preset(n_documents=200, vocab_size=400, d_model=16, n_layers=1,
+                      n_heads=2, batch_size=2, length=128, steps=3)
+    model, tokenizer, _ = zoo.pretrain(tiny)
+    asked = []
+    monkeypatch.setattr(transfer, "world_model", lambda preset: (
+        asked.append(preset.seed) or (model, tokenizer)))
+    monkeypatch.setattr(transfer, "_MOST", 100)
+    scores = transfer.transfer_scores("CoLA", 3, n_train=16, rates=(1e-3,))
+    assert tuple(scores) == transfer.STARTS
+    assert all(0 <= reached <= 1 for reached in scores.values())
+    again = transfer.transfer_scores("CoLA", 3, n_train=16, rates=(1e-3,),
+                                     model_seed=7)
+    assert asked == [3, 7]
+    assert again == scores  # the same model, the same labels
