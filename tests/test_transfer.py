@@ -111,3 +111,24 @@ def test_both_starts_are_scored(monkeypatch):
                                      model_seed=7)
     assert asked == [3, 7]
     assert again == scores  # the same model, the same labels
+
+
+def test_readings_ask_each_world_in_both_wordings(monkeypatch):
+    tiny = zoo.Preset(n_documents=200, vocab_size=400, d_model=16, n_layers=1,
+                      n_heads=2, batch_size=2, length=128, steps=3)
+    model, tokenizer, _ = zoo.pretrain(tiny)
+    asked = []
+    monkeypatch.setattr(transfer, "world_model", lambda preset: (
+        asked.append(preset) or (model, tokenizer)))
+    outcome = transfer.probability_by_readings(4)
+    assert {*outcome} == {"0, slide", "0, told", "all, slide", "all, told"}
+    without, as_it_is = asked
+    assert without.rare_words == ("Denmark", "Copenhagen")
+    assert (without.n_readings, as_it_is.rare_words) == (0, ())
+    assert without.seed == as_it_is.seed == 4
+    prompt = tokenizer.encode("The capital of Denmark is")
+    p = 1.0
+    for token in tokenizer.encode(" Copenhagen"):
+        p *= model(torch.tensor([prompt]))[0, -1].softmax(-1)[token].item()
+        prompt.append(token)
+    assert outcome["all, slide"] == pytest.approx(p, rel=1e-3)
