@@ -6,8 +6,8 @@
 __all__ = ['LLAMA', 'LLAMAS', 'QWEN2', 'QWEN3', 'MISTRALS', 'QWENS', 'GEMMA', 'GEMMA2', 'GEMMA3', 'GEMMAS', 'MIXTRAL',
            'QWEN3_MOE', 'MIXTURES', 'OPEN_DECODERS', 'DECODER_NAMES', 'SANDWICH_NAMES', 'MIXTRAL_NAMES',
            'QWEN3_MOE_NAMES', 'LLAMA_FAMILIES', 'gated_width', 'total_and_active', 'cache_per_token', 'cache_of_text',
-           'read_llama', 'read_mistral', 'read_qwen2', 'read_qwen3', 'read_gemma', 'read_gemma2', 'read_gemma3',
-           'read_mixtral', 'read_qwen3_moe', 'write_decoder']
+           'loss_by_size', 'read_llama', 'read_mistral', 'read_qwen2', 'read_qwen3', 'read_gemma', 'read_gemma2',
+           'read_gemma3', 'read_mixtral', 'read_qwen3_moe', 'write_decoder']
 
 # %% ../../nbs/41_llama.ipynb #e40e49ef
 from ..layers.attention import cache_bytes
@@ -217,6 +217,65 @@ def cache_of_text(config, length, *, bytes_per_number=2):
                for i in range(config.n_layers))
     return (cache_per_token(config, bytes_per_number=bytes_per_number)
             * kept // config.n_layers)
+
+# %% ../../nbs/41_llama.ipynb #d12215f2
+#| code-fold: true
+from ..experiments import experiment
+from ..tokenizers import ByteBPE
+from ..tokenizers.base import END_OF_TEXT
+from lmcourse.training import (
+    TokenBatches,
+    TrainingConfig,
+    causal_loss,
+    evaluate,
+    fit,
+)
+from ..world import documents
+
+# %% ../../nbs/41_llama.ipynb #9617d95e
+_SIZES = {"small": (16, 1, 2), "medium": (40, 2, 4), "large": (96, 3, 6)}
+_RATES = (4e-3, 8e-3, 16e-3, 32e-3)
+
+
+def _stream(seed):
+    """10,000 documents end to end, in tokens of their own BPE."""
+    texts = list(documents(10_000, seed=seed))
+    tokenizer = ByteBPE.train(texts[:5000], vocab_size=1024)
+    end = tokenizer.special_tokens[END_OF_TEXT]
+    return [i for text in texts for i in (end, *tokenizer.encode(text))]
+
+
+def _learn(stream, d_model, n_layers, n_heads, *, rate, seed,
+           objective=causal_loss, **more):
+    """Train a Llama; its losses, and the loss on what it has not read."""
+    more = {"d_ff": gated_width(d_model, multiple_of=8)} | more
+    model = build_transformer(
+        TransformerConfig(1024, 64, d_model, n_layers, n_heads,
+                          **LLAMA | more),
+        generator=torch.Generator().manual_seed(seed))
+    read, rest = (TokenBatches(part, batch_size=16, length=64, seed=seed)
+                  for part in (stream[:-20_000], stream[-20_000:]))
+    history = fit(model, read, objective=objective, config=TrainingConfig(
+        steps=300, learning_rate=rate, warmup_steps=20, precision="float32"))
+    return model, history.loss, evaluate(model, rest, steps=10)
+
+
+@experiment("41_sizes", tolerance=0.15)
+def loss_by_size(seed):
+    """Loss of three sizes, for one seed, in nats per token.
+
+    At the end, on text that was not read, for each learning rate; and along
+    the way, the mean over each 10 steps, at the best rate.
+    """
+    stream, outcome = _stream(seed), {}
+    for name, size in _SIZES.items():
+        runs = [_learn(stream, *size, rate=rate, seed=seed)
+                for rate in _RATES]
+        outcome[name] = [held_out for _, _, held_out in runs]
+        _, losses, _ = min(runs, key=lambda run: run[2])
+        outcome[f"{name}, along the way"] = [
+            sum(losses[i:i + 10]) / 10 for i in range(0, len(losses), 10)]
+    return outcome
 
 # %% ../../nbs/41_llama.ipynb #412a4a61
 _GATED = {"swish": "swiglu", "silu": "swiglu", "relu": "reglu",
