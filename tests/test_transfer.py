@@ -7,7 +7,7 @@ import torch
 
 from lmcourse import transfer, zoo
 from lmcourse.layers.transformer import TransformerConfig, build_transformer
-from lmcourse.tasks import Example, examples
+from lmcourse.tasks import TASKS, Example, examples
 from lmcourse.tokenizers import ByteBPE
 from lmcourse.world import documents
 
@@ -93,33 +93,93 @@ def test_finetuning_stops_when_nothing_is_gained(tokenizer, monkeypatch):
     encoded = transfer.encode_examples(tokenizer, examples("RTE", "dev", 8))
     assert transfer.finetune(classifier(tokenizer, 2), encoded, encoded,
                              rate=1e-3, seed=0) == 0.5
-    assert len(looks) == 5  # the first, and four without a gain
+    assert len(looks) == 11  # the first, and ten without a gain
 
 
-def test_both_starts_are_scored(monkeypatch):
+def test_finetuning_stops_at_a_perfect_score(tokenizer, monkeypatch):
+    looks = []
+    monkeypatch.setattr(transfer, "score",
+                        lambda *_: looks.append(1) or 1.0)
+    encoded = transfer.encode_examples(tokenizer, examples("RTE", "dev", 8))
+    transfer.finetune(classifier(tokenizer, 2), encoded, encoded, rate=1e-3,
+                      seed=0)
+    assert len(looks) == 1
+
+
+@pytest.fixture
+def zoo_of_one(monkeypatch):
+    """A tiny model in the zoo's place: it, its tokenizer, what was asked."""
     tiny = zoo.Preset(n_documents=200, vocab_size=400, d_model=16, n_layers=1,
-                      n_heads=2, batch_size=2, length=128, steps=3)
+                      n_heads=2, batch_size=2, length=256, steps=3)
     model, tokenizer, _ = zoo.pretrain(tiny)
     asked = []
     monkeypatch.setattr(transfer, "world_model", lambda preset: (
-        asked.append(preset.seed) or (model, tokenizer)))
+        asked.append(preset) or (model, tokenizer)))
+    return model, tokenizer, asked
+
+
+def test_both_starts_are_scored(zoo_of_one, monkeypatch):
+    _, _, asked = zoo_of_one
     monkeypatch.setattr(transfer, "_MOST", 100)
     scores = transfer.transfer_scores("CoLA", 3, n_train=16, rates=(1e-3,))
     assert tuple(scores) == transfer.STARTS
     assert all(0 <= reached <= 1 for reached in scores.values())
     again = transfer.transfer_scores("CoLA", 3, n_train=16, rates=(1e-3,),
                                      model_seed=7)
-    assert asked == [3, 7]
+    assert [preset.seed for preset in asked] == [3, 7]
     assert again == scores  # the same model, the same labels
 
 
-def test_readings_ask_each_world_in_both_wordings(monkeypatch):
-    tiny = zoo.Preset(n_documents=200, vocab_size=400, d_model=16, n_layers=1,
-                      n_heads=2, batch_size=2, length=128, steps=3)
-    model, tokenizer, _ = zoo.pretrain(tiny)
+def test_experiments_ask_for_tasks_sizes_and_noise(monkeypatch):
     asked = []
-    monkeypatch.setattr(transfer, "world_model", lambda preset: (
-        asked.append(preset) or (model, tokenizer)))
+    monkeypatch.setattr(transfer, "transfer_scores", lambda *args, **more: (
+        asked.append((*args, more)) or dict.fromkeys(transfer.STARTS, 0.5)))
+    by_task = transfer.scores_by_task(2)
+    assert [*by_task] == [f"{task}, {start}" for task in TASKS
+                          for start in transfer.STARTS]
+    assert asked == [(task, 2, {}) for task in TASKS]
+    asked.clear()
+    transfer.scores_by_labels(2)
+    assert asked == [("SST-2", 2, {"n_train": n}) for n in transfer.SIZES]
+    asked.clear()
+    transfer.scores_by_noise(7)
+    assert asked == [("SST-2", 7, {"n_train": 512, "noise": share,
+                                   "model_seed": 2})
+                     for share in transfer.NOISE]
+
+
+def test_shots_stand_before_the_question_and_do_not_tell_the_answer(
+        zoo_of_one, monkeypatch):
+    asked = []
+    monkeypatch.setattr(transfer, "probe_scores", lambda model, tokenizer, q: (
+        asked.append(q) or (0.5, 0.1)))
+    outcome = transfer.scores_by_shots(1)
+    assert [key.split(", ")[0] for key in outcome] == 3 * ["0", "1", "4"]
+    for bare, one, four in zip(*[iter(asked)] * 3, strict=True):
+        assert len(bare) == len(one) == len(four) == 300
+        for question, first, more in zip(bare, one, four, strict=True):
+            assert first.prompt.endswith(f" {question.prompt}")
+            assert more.prompt.endswith(f" {question.prompt}")
+            assert len(more.prompt) > len(first.prompt) > len(question.prompt)
+            assert question[1:] == first[1:] == more[1:]
+    for question in asked[-1]:  # capitals: none of the two is in the shots
+        *shots, _ = question.prompt.split(". ")
+        assert len(shots) == 4
+        for ending in question.right, question.wrong:
+            assert ending not in ". ".join(shots)
+
+
+def test_reviews_are_labeled_by_their_words():
+    questions = transfer._reviews(("It was", " bad", " good"), "dev", 20, 0)
+    for question, (first, _, label) in zip(
+            questions, examples("SST-2", "dev", 20), strict=True):
+        assert question.prompt == f"{first} It was"
+        assert question.right == (" bad", " good")[label]
+        assert question.wrong == (" good", " bad")[label]
+
+
+def test_readings_ask_each_world_in_both_wordings(zoo_of_one):
+    model, tokenizer, asked = zoo_of_one
     outcome = transfer.probability_by_readings(4)
     assert {*outcome} == {"0, slide", "0, told", "all, slide", "all, told"}
     without, as_it_is = asked
