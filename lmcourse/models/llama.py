@@ -13,16 +13,28 @@ __all__ = ['LLAMA', 'LLAMAS', 'QWEN2', 'QWEN3', 'MISTRALS', 'QWENS', 'GEMMA', 'G
 from ..layers.attention import cache_bytes
 
 # %% ../../nbs/41_llama.ipynb #3afab52e
+#| code-fold: true
 from functools import partial
 
 import torch
 
+from ..experiments import experiment
 from lmcourse.layers.transformer import (
     TransformerConfig,
     build_transformer,
     by_layer,
 )
 from .family import Family, read_choice, read_number
+from ..tokenizers import ByteBPE
+from ..tokenizers.base import END_OF_TEXT
+from lmcourse.training import (
+    TokenBatches,
+    TrainingConfig,
+    causal_loss,
+    evaluate,
+    fit,
+)
+from ..world import documents
 
 # %% ../../nbs/41_llama.ipynb #52171d92
 LLAMA = {"positions": "rotary", "norm": "rms", "norm_eps": 1e-6,
@@ -217,20 +229,6 @@ def cache_of_text(config, length, *, bytes_per_number=2):
                for i in range(config.n_layers))
     return (cache_per_token(config, bytes_per_number=bytes_per_number)
             * kept // config.n_layers)
-
-# %% ../../nbs/41_llama.ipynb #d12215f2
-#| code-fold: true
-from ..experiments import experiment
-from ..tokenizers import ByteBPE
-from ..tokenizers.base import END_OF_TEXT
-from lmcourse.training import (
-    TokenBatches,
-    TrainingConfig,
-    causal_loss,
-    evaluate,
-    fit,
-)
-from ..world import documents
 
 # %% ../../nbs/41_llama.ipynb #9617d95e
 _SIZES = {"small": (16, 1, 2), "medium": (40, 2, 4), "large": (96, 3, 6)}
