@@ -347,9 +347,14 @@ class Experiment:
             The outcome.
 
         Raises:
+            ValueError: the record has no such seed.
             AssertionError: it is further off than the tolerance.
         """
-        record, outcome = self.record(), self(seed)
+        record = self.record()
+        if seed not in record.seeds:
+            raise ValueError(f"seed={seed}: must be one of the record's, "
+                             f"{', '.join(map(str, record.seeds))}")
+        outcome = self(seed)
         _assert_near(self, seed, outcome, record)
         return outcome
 

@@ -241,6 +241,14 @@ def test_a_record_of_other_code_is_refused(package, changed, said):
     assert said in done.stderr
 
 
+def test_a_seed_without_a_row_is_refused_before_it_is_run(package):
+    assert package.run("98").returncode == 0
+    done = package.run(code=CONFIRM.replace("(1)", "(99)"))
+    assert done.returncode != 0
+    assert "ValueError: seed=99: must be one of the record's, 0, 1" \
+        in done.stderr
+
+
 def test_a_live_run_must_be_near_the_record(package):
     assert package.run("98").returncode == 0
     path = package.path / "98_small.json"
