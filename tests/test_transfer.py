@@ -86,24 +86,18 @@ def test_finetuning_learns_and_keeps_its_best_moment(tokenizer):
     assert best == transfer.score(model, encoded) == 1.0
 
 
-def test_finetuning_stops_when_nothing_is_gained(tokenizer, monkeypatch):
+@pytest.mark.parametrize("reached, n_looks", [
+    (0.5, 11),  # the first, and ten without a gain
+    (1.0, 1)])
+def test_finetuning_stops_when_nothing_can_be_gained(
+        tokenizer, monkeypatch, reached, n_looks):
     looks = []
     monkeypatch.setattr(transfer, "score",
-                        lambda *_: looks.append(1) or 0.5)
+                        lambda *_: looks.append(1) or reached)
     encoded = transfer.encode_examples(tokenizer, examples("RTE", "dev", 8))
     assert transfer.finetune(classifier(tokenizer, 2), encoded, encoded,
-                             rate=1e-3, seed=0) == 0.5
-    assert len(looks) == 11  # the first, and ten without a gain
-
-
-def test_finetuning_stops_at_a_perfect_score(tokenizer, monkeypatch):
-    looks = []
-    monkeypatch.setattr(transfer, "score",
-                        lambda *_: looks.append(1) or 1.0)
-    encoded = transfer.encode_examples(tokenizer, examples("RTE", "dev", 8))
-    transfer.finetune(classifier(tokenizer, 2), encoded, encoded, rate=1e-3,
-                      seed=0)
-    assert len(looks) == 1
+                             rate=1e-3, seed=0) == reached
+    assert len(looks) == n_looks
 
 
 @pytest.fixture
