@@ -97,18 +97,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, softcap, chunk_size,
-                with_grad):
-        keep = labels != IGNORE_INDEX
-        count = keep.sum()
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        loss = hidden.new_zeros((), dtype=dtype)
-        grads = [torch.zeros_like(x) if with_grad and x is not None else None
-                 for x in (hidden, weight, bias)]
-        for rows in torch.arange(len(hidden)).split(chunk_size):
-            rows = slice(int(rows[0]), int(rows[-1]) + 1)
-            x, kept = hidden[rows], keep[rows]
+                dtype, with_grad):
+        keep, precise = labels != IGNORE_INDEX, _precise(dtype)
+        w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+        loss = hidden.new_zeros((), dtype=precise)
+        if with_grad:
+            grads = [torch.zeros_like(hidden, dtype=dtype), *(
+                None if p is None else torch.zeros_like(p, dtype=precise)
+                for p in (weight, bias))]
+        for start in range(0, len(hidden), chunk_size):
+            rows = slice(start, start + chunk_size)
+            x, kept = hidden[rows].to(dtype), keep[rows]
             picked = labels[rows].clamp(min=0)[:, None]
-            logits = F.linear(x, weight, bias).to(dtype)
+            logits = F.linear(x, w, b).to(precise)
             slope = None if softcap is None else _cap(logits, softcap)
             logits -= logits.amax(dim=-1, keepdim=True)
             score = logits.gather(1, picked)
@@ -118,18 +119,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if not with_grad:
                 continue
             # the gradient p - 1[label], made in the place of the logits
-            share = kept.to(dtype)[:, None] / count
-            grad = exps.mul_(share / total)
-            grad.scatter_add_(1, picked, -share)
+            kept = kept.to(precise)[:, None]
+            grad = exps.mul_(kept / total)
+            grad.scatter_add_(1, picked, -kept)
             if slope is not None:
                 grad.mul_(slope)
-            grad = grad.to(x.dtype)
-            torch.mm(grad, weight, out=grads[0][rows])
-            grads[1].addmm_(grad.T, x)
             if bias is not None:
                 grads[2] += grad.sum(dim=0)
-        ctx.grads = grads
-        return loss / count
+            grad = grad.to(dtype)
+            torch.mm(grad, w, out=grads[0][rows])
+            if dtype == precise:
+                grads[1].addmm_(grad.T, x)
+            else:  # a sum in half precision would lose the small parts
+                grads[1] += grad.T @ x
+        ctx.count = keep.sum()
+        ctx.grads = grads if with_grad else None
+        ctx.dtypes = [None if p is None else p.dtype
+                      for p in (hidden, weight, bias)]
+        return loss / ctx.count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -138,8 +145,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grads is None:
             raise RuntimeError("chunked_cross_entropy: a second backward, "
                                "must be one")
-        return *(None if g is None else g.mul_(upstream.to(g.dtype))
-                 for g in grads), None, None, None, None
+        scale = upstream / ctx.count  # in float32: it may be 65,536
+        return *(None if g is None else
+                 g.to(_precise(g.dtype)).mul_(scale).to(dtype)
+                 for g, dtype in zip(grads, ctx.dtypes, strict=True)
+                 ), None, None, None, None, None
+
+
+def _precise(dtype):
+    """The dtype of sums: float32, or float64 where that is the input's."""
+    return torch.promote_types(dtype, torch.float32)
 
 # %% ../nbs/19_prediction.ipynb #6f5971a7
 def _cap(logits, softcap):
@@ -164,7 +179,9 @@ def chunked_cross_entropy(hidden_states, *, weight, labels, bias=None,
 
     Returns:
         The same number as `cross_entropy(hidden_states @ weight.T + bias)`,
-        with the same gradients. It can be differentiated once.
+        with the same gradients. It can be differentiated once. In half
+        precision, or under autocast, only the products are rounded: sums
+        are in float32.
 
     Raises:
         ValueError: as `cross_entropy`, or if `chunk_size` is below 1.
@@ -172,13 +189,12 @@ def chunked_cross_entropy(hidden_states, *, weight, labels, bias=None,
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
     _check_labels(labels, hidden_states.shape[:-1], len(weight))
-    device = hidden_states.device.type
-    inputs = [hidden_states.flatten(0, -2), weight, bias]
+    device, dtype = hidden_states.device.type, hidden_states.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        inputs = [None if x is None else x.to(dtype) for x in inputs]
+    inputs = [hidden_states.flatten(0, -2), weight, bias]
     with_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in inputs)
     with torch.autocast(device, enabled=False):
         return _ChunkedCrossEntropy.apply(
-            *inputs, labels.flatten(), softcap, chunk_size, with_grad)
+            *inputs, labels.flatten(), softcap, chunk_size, dtype, with_grad)

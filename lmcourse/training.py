@@ -8,15 +8,21 @@ __all__ = ['PRECISIONS', 'parameter_groups', 'TrainingConfig', 'learning_rate_at
            'evaluate']
 
 # %% ../nbs/30_training.ipynb #9b8fca20
+import ast
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import inspect
 import json
 import math
+import re
 import shutil
 import signal
+import textwrap
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +32,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from .files import read_json, write_folder, write_json
-from .losses import cross_entropy
+from lmcourse.files import (
+    check_files,
+    check_writable,
+    read_json,
+    write_folder,
+    write_json,
+)
+from .losses import IGNORE_INDEX, cross_entropy
 
 # %% ../nbs/30_training.ipynb #c8834ccc
 def parameter_groups(model, weight_decay):
@@ -78,8 +90,9 @@ class TrainingConfig:
         weight_decay: how strongly matrices shrink (vectors do not).
         betas: AdamW's memory of the gradient and of its square.
         clip_norm: longer gradients are cut to this length; None cuts none.
-        accumulation: pieces in which a batch is computed, one after the
-            other; memory falls, the result stays.
+        accumulation: equal pieces in which a batch is computed, one after
+            the other; memory falls, the result stays, but for dropout, whose
+            noise is another one in each piece.
         precision: "float32", "bfloat16", "float16", or "auto" for what the
             device is good at.
         seed: chooses dropout's noise, which is a function of seed and step.
@@ -164,9 +177,15 @@ def causal_loss(model, batch, *, balance_weight=0.01):
 
     Args:
         model: gives logits `(B, T, V)` for `input_ids` `(B, T)`. One whose
-            `head` has a `loss` is spared them: it is asked for
-            `hidden_states(input_ids, balance=[])`.
-        batch: `input_ids` `(B, T + 1)`.
+            `head` has a `loss` is spared them: it is called with `labels=`
+            and `balance=[]`, and gives the mean loss. One that is given
+            batches with padding or several documents takes
+            `attention_mask`, or `mask` and `position_ids`.
+        batch: `input_ids` `(B, T + 1)`, or a dict with these and, if wanted,
+            `attention_mask`, True (or 1) at real tokens and False at
+            padding; `document_ids`, equal for the tokens of one document,
+            which stand together; `labels`, `IGNORE_INDEX` (-100) at tokens
+            that need not be predicted. All are `(B, T + 1)`.
         balance_weight: of the load-balancing losses of expert layers, which
             count in training only.
 
@@ -176,18 +195,49 @@ def causal_loss(model, batch, *, balance_weight=0.01):
     Source: the slide "Decoder Pretraining", its loss; Fedus et al. (2022),
     section 2.2, for the balance.
     """
-    inputs, labels = batch[:, :-1], batch[:, 1:]
-    balance, count = [], labels.numel()
+    if not isinstance(batch, dict):
+        batch = {"input_ids": batch}
+    inputs, labels = batch["input_ids"][:, :-1], _next_tokens(batch)
+    seen, balance = _seen(batch), []
+    count = int((labels != IGNORE_INDEX).sum())
+    if not count:  # the mean of nothing is not known; times 0 it is nothing
+        labels = torch.zeros_like(labels)
     if hasattr(getattr(model, "head", None), "loss"):
-        hidden = model.hidden_states(inputs, balance=balance)
-        loss = model.head.loss(hidden, labels=labels)
+        loss = model(inputs, labels=labels, balance=balance, **seen)
     else:
-        loss = cross_entropy(model(inputs), labels=labels)
+        loss = cross_entropy(model(inputs, **seen), labels=labels)
     terms = {"next token": Term(loss * count, count)}
     if balance and model.training:
-        n = len(batch)
+        n = len(inputs)
         terms["balance"] = Term(sum(balance) * n, n, balance_weight)
     return terms
+
+
+def _next_tokens(batch):
+    """The labels `(B, T)`, of the tokens that are to be predicted."""
+    labels = batch.get("labels", batch["input_ids"])[:, 1:]
+    if "attention_mask" in batch:
+        real = batch["attention_mask"].bool()
+        labels = labels.where(real[:, 1:] & real[:, :-1], IGNORE_INDEX)
+    if "document_ids" in batch:
+        documents = batch["document_ids"]
+        labels = labels.where(documents[:, 1:] == documents[:, :-1],
+                              IGNORE_INDEX)
+    return labels
+
+
+def _seen(batch):
+    """What tells a model who may look at whom, as keyword arguments."""
+    seen = {}
+    if "attention_mask" in batch:
+        seen["attention_mask"] = batch["attention_mask"][:, :-1]
+    if "document_ids" in batch:
+        documents = batch["document_ids"][:, :-1]
+        same = documents[:, :, None] == documents[:, None, :]
+        earlier = same.tril()
+        seen["mask"] = earlier[:, None]
+        seen["position_ids"] = earlier.sum(dim=-1) - 1
+    return seen
 
 # %% ../nbs/30_training.ipynb #2c5c1510
 class TokenBatches:
@@ -247,13 +297,12 @@ def _map(function, batch):
 
 
 def _pieces(batch, n):
-    """The batch cut into n batches of nearly the same size."""
+    """The batch cut into n batches of the same size."""
     size = len(_leaves(batch)[0])
-    _require(n <= size, "accumulation", n,
-             f"at most the {size} sequences of a batch")
-    bounds = [size * i // n for i in range(n + 1)]
-    return [_map(lambda x, s=slice(*pair): x[s], batch)
-            for pair in zip(bounds, bounds[1:], strict=False)]
+    _require(size % n == 0, "accumulation", n,
+             f"a divisor of the {size} sequences of a batch")
+    return [_map(lambda x, i=i: x[i:i + size // n], batch)
+            for i in range(0, size, size // n)]
 
 # %% ../nbs/30_training.ipynb #0d33c8ed
 def get_device():
@@ -292,8 +341,9 @@ class History:
 
     `loss` before the update, the weighted sum of `terms`, which are lists by
     name; `learning_rate`, `grad_norm` before clipping, `n_tokens` in the
-    batch, `seconds` that the step took. `stopped` is True if the training
-    was stopped before its last step.
+    batch, `seconds` that the step took. `skipped` has the numbers of the
+    steps whose loss or gradient was not finite, and which changed nothing.
+    `stopped` is True if the training was stopped before its last step.
     """
 
     loss: list = dataclasses.field(default_factory=list)
@@ -302,14 +352,20 @@ class History:
     grad_norm: list = dataclasses.field(default_factory=list)
     n_tokens: list = dataclasses.field(default_factory=list)
     seconds: list = dataclasses.field(default_factory=list)
+    skipped: list = dataclasses.field(default_factory=list)
     stopped: bool = False
 
 # %% ../nbs/30_training.ipynb #b9dc6203
 #| code-fold: true
+def _plain(model):
+    """The module that `torch.compile` was given, or the model itself."""
+    return getattr(model, "_orig_mod", model)
+
+
 def _named_tensors(model):
     """Parameters and saved buffers by name, tied ones once."""
     seen, tensors = set(), {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in _plain(model).state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
             tensors[name] = tensor.detach()
@@ -329,7 +385,7 @@ def _memory(model, optimizer):
 
 def _trained(model, optimizer):
     """The names of the optimizer's parameters, in its order."""
-    names = {p: name for name, p in model.named_parameters()}
+    names = {p: name for name, p in _plain(model).named_parameters()}
     return [names[p] for group in optimizer.param_groups
             for p in group["params"]]
 
@@ -374,18 +430,51 @@ def save_checkpoint(folder, *, model, optimizer, step, state):
         write_json(writing / "state.json",
                    {"step": step, "optimizer": kept, **state})
 
-    for leftover in folder.glob(".writing-*"):
+    for leftover in folder.glob(".writing-step-*"):
         shutil.rmtree(leftover)
     write_folder(folder / f"step-{step:08d}", write)
-    for old in sorted(folder.glob("step-*"))[:-2]:
+    for old in _checkpoints(folder)[:-2]:
         shutil.rmtree(old)
     return folder / f"step-{step:08d}"
 
+
+def _checkpoints(folder):
+    """The folders that are checkpoints, oldest first; what else is there,
+    `step-notes.txt` or `step-00000100-backup`, is not ours.
+    """
+    found = [path for path in Path(folder).glob("step-*")
+             if path.is_dir() and re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
 # %% ../nbs/30_training.ipynb #59cc7319
 def last_checkpoint(folder):
-    """The newest complete checkpoint in a folder, or None."""
-    found = sorted(Path(folder).glob("step-*"))
-    return found[-1] if found else None
+    """The newest checkpoint in a folder that is not damaged.
+
+    A warning of one line names the damaged ones that are newer.
+
+    Args:
+        folder: where the checkpoints of a training are.
+
+    Returns:
+        Its path, or None if there are no checkpoints.
+
+    Raises:
+        ValueError: if all are damaged, naming the newest.
+    """
+    damages = []
+    for path in reversed(_checkpoints(folder)):
+        try:
+            check_files(path)
+        except (OSError, ValueError) as error:
+            damages.append(error)
+            continue
+        for damage in damages:
+            warnings.warn(f"{damage}; {path.name} is taken instead",
+                          stacklevel=2)
+        return path
+    if damages:
+        raise ValueError(f"{damages[0]}; no other checkpoint is whole")
+    return None
 
 
 def _check_tensors(path, tensors, expected):
@@ -418,11 +507,16 @@ def load_checkpoint(path, *, model, optimizer=None):
         The dict of `state.json`, with `step`.
 
     Raises:
-        FileNotFoundError: `state.json` is not there.
+        FileNotFoundError: there is no checkpoint.
         ValueError: naming file, tensor and both shapes, if the checkpoint
-            does not fit or is cut short.
+            does not fit; naming the file, if it is damaged.
     """
-    path = Path(path)
+    check_files(path)
+    return _load(Path(path), model, optimizer)
+
+
+def _load(path, model, optimizer):
+    """What `load_checkpoint` does with files that have been checked."""
     state = read_json(path / "state.json")
     tensors = _read_tensors(path / "model.safetensors")
     expected = _named_tensors(model)
@@ -551,6 +645,12 @@ class _Trainer:
             self.device.type, enabled=self.precision == torch.float16)
         self.parameters = [p for group in self.optimizer.param_groups
                            for p in group["params"]]
+        _check_dtypes(self.parameters)
+        self.buffers = [*model.buffers()]
+        self.strikes = 0  # steps in a row that were not finite
+        self.whole = True  # False inside of an update
+        self.batch = None  # the last one
+        self.saved = 0  # steps made at the last checkpoint
 
     def gradients(self, batch, step):
         """Leave the gradients of a batch in the parameters.
@@ -558,6 +658,7 @@ class _Trainer:
         Returns:
             The `_Sums` of its terms.
         """
+        self.optimizer.zero_grad(set_to_none=True)  # it may bring some
         pieces, sums, divisors = self._pieces(batch), _Sums(), None
         for number, piece in enumerate(pieces):
             with _noise(self.device, self.config.seed, step, number):
@@ -596,16 +697,38 @@ class _Trainer:
                         counts[name] += float(term.count)
         return {name: count or 1 for name, count in counts.items()}
 
-    def update(self, learning_rate):
-        """Clip, step, forget the gradients; return their norm."""
+    def update(self, learning_rate, *, loss):
+        """Clip, step, forget the gradients.
+
+        Returns:
+            The gradient's norm. If it, or the loss, is not finite, nothing
+            has changed.
+        """
         limit = self.config.clip_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-        self.scaler.step(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit).item()
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+            self.whole = False
+            self.scaler.step(self.optimizer)
+            self.whole = True
+        searching = math.isfinite(loss) and self.scaler.get_scale() > 1
+        self.strikes = 0 if finite or searching else self.strikes + 1
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.item()
+        return norm
+
+
+def _check_dtypes(parameters):
+    """float16 cannot be trained; bfloat16 can, and loses small steps."""
+    dtypes = {p.dtype for p in parameters}
+    _require(torch.float16 not in dtypes, "model", "parameters in float16",
+             "float32; precision='float16' multiplies them in float16")
+    if torch.bfloat16 in dtypes:
+        warnings.warn("model: has parameters in bfloat16, where steps below "
+                      "a 256th of a weight are lost; keep them in float32 "
+                      "and train with precision='bfloat16'", stacklevel=4)
 
 # %% ../nbs/30_training.ipynb #2e19ed75
 def _make_optimizer(model, config, optimizer, groups):
@@ -668,20 +791,32 @@ def fit(model, batches, *, config, objective=causal_loss, optimizer=None,
         TypeError: if the objective gives something else.
         ValueError: for an argument that is not allowed, or a checkpoint
             that does not fit.
-        FloatingPointError: if the loss is infinite or not a number.
+        FloatingPointError: if loss or gradient were not finite in three
+            steps in a row. Such steps change nothing, and are in
+            `history.skipped`. In float16 those do not count that only ask
+            for a smaller loss scale.
+        OSError: if the folder cannot be written to, before the first step.
+
+    An exception in the batches, the objective or the callback passes
+    through, after a checkpoint has been written.
     """
     trainer = _Trainer(model, config, objective=objective,
                        optimizer=optimizer, schedule=schedule, groups=groups)
-    history = _resume(trainer, folder) if folder else History()
+    history = History()
+    if folder:
+        check_writable(folder)
+        history = _resume(trainer, batches, folder)
     with (_interrupts() as interrupted, _mode(model, training=True),
           tqdm(total=config.steps, initial=len(history.loss),
                unit="step") as bar):
         while len(history.loss) < config.steps and not history.stopped:
-            _step(trainer, batches, history)
-            step = len(history.loss)
-            bar.set_postfix_str(_progress(history), refresh=False)
-            bar.update()
-            stop = callback is not None and callback(step, history) is True
+            with _saved_on_error(trainer, history, folder):
+                _step(trainer, batches, history)
+                step = len(history.loss)
+                bar.set_postfix_str(_progress(history), refresh=False)
+                bar.update()
+                stop = callback is not None and callback(
+                    step, history) is True
             history.stopped = step < config.steps and bool(
                 stop or interrupted)
             every = config.checkpoint_every
@@ -695,33 +830,63 @@ def _step(trainer, batches, history):
     """Make one update and write down what happened."""
     step, config = len(history.loss), trainer.config
     start = time.perf_counter()
-    batch = batches(step)
-    trainer.model.train()
-    sums = trainer.gradients(batch, step)
-    loss, means = sums.loss(), sums.means()
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"loss={loss} at step {step}: must be finite; a lower "
-            "learning_rate or more warmup_steps may help")
-    _require(step == 0 or means.keys() == history.terms.keys(), "objective",
-             [*means], f"{[*history.terms]} as in the steps before")
     rate = trainer.schedule(step, config)
     if not 0 <= rate < math.inf:
         raise ValueError(f"schedule={rate} at step {step}: must be a number, "
                          "at least 0")
-    history.grad_norm.append(trainer.update(rate))
+    batch = batches(step)
+    trainer.model.train()
+    buffers = [buffer.clone() for buffer in trainer.buffers]
+    sums = trainer.gradients(batch, step)
+    loss, means = sums.loss(), sums.means()
+    _require(step == 0 or means.keys() == history.terms.keys(), "objective",
+             [*means], f"{[*history.terms]} as in the steps before")
+    norm = trainer.update(rate, loss=loss)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        _skip(trainer, history, buffers, f"loss={loss}, gradient norm={norm}")
+    trainer.batch = batch
+    history.grad_norm.append(norm)
     history.loss.append(loss)
     for name, mean in means.items():
         history.terms.setdefault(name, []).append(mean)
     history.learning_rate.append(rate)
     history.n_tokens.append(_leaves(batch)[0].numel())
     history.seconds.append(time.perf_counter() - start)
+    if trainer.strikes == 3:
+        raise FloatingPointError(
+            f"loss={loss}, gradient norm={norm} at step {step}, the third in "
+            "a row: must be finite; a lower learning_rate or more "
+            "warmup_steps may help")
+
+
+def _skip(trainer, history, buffers, why):
+    """Write down a step that was none, and undo what its forward pass did."""
+    step = len(history.loss)
+    history.skipped.append(step)
+    with torch.no_grad():
+        for buffer, before in zip(trainer.buffers, buffers, strict=True):
+            buffer.copy_(before)
+    if trainer.strikes:
+        warnings.warn(f"step {step}: {why}: must be finite; it is left out",
+                      stacklevel=4)
+
+
+@contextlib.contextmanager
+def _saved_on_error(trainer, history, folder):
+    """Write a checkpoint before an exception passes through."""
+    try:
+        yield
+    except Exception:
+        if folder and trainer.whole and len(history.loss) > trainer.saved:
+            _save(trainer, history, folder)
+        raise
 
 
 def _progress(history):
     """What stands at the end of the bar: the last loss, the recent speed."""
     speed = sum(history.n_tokens[-10:]) / sum(history.seconds[-10:])
-    return f"loss {history.loss[-1]:.3f}, {speed:,.0f} tokens/s"
+    skipped = f", {len(history.skipped)} skipped" if history.skipped else ""
+    return f"loss {history.loss[-1]:.3f}, {speed:,.0f} tokens/s{skipped}"
 
 # %% ../nbs/30_training.ipynb #df4f682f
 #| code-fold: true
@@ -731,8 +896,11 @@ def _save(trainer, history, folder):
         step=len(history.loss),
         state={"config": dataclasses.asdict(trainer.config),
                "groups": _describe_groups(trainer),
+               "objective": _describe(trainer.objective),
+               "batch": _digest(trainer.batch),
                "history": dataclasses.asdict(history),
                "scaler": trainer.scaler.state_dict()})
+    trainer.saved = len(history.loss)
 
 
 def _describe_groups(trainer):
@@ -743,27 +911,88 @@ def _describe_groups(trainer):
             for group in trainer.optimizer.param_groups]
 
 
-def _resume(trainer, folder):
+def _describe(function):
+    """An objective in words: its name, what it was given, and the code of
+    one that was written where it is used and may have been edited since.
+    """
+    given = {}
+    while isinstance(function, functools.partial):
+        given = {**function.keywords, **given}
+        function = function.func
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    place = getattr(function, "__module__", "")
+    edited = place == "__main__" and "<lambda>" not in name
+    return {"name": f"{place}.{name}", "given": repr(sorted(given.items())),
+            "code": _code(function) if edited else ""}
+
+
+def _code(function):
+    """The source of a function without its comments; "" if it has none."""
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+        return ast.unparse(ast.parse(source))
+    except (OSError, TypeError, SyntaxError):
+        return ""
+
+
+def _digest(batch):
+    """SHA-256 of what is in a batch."""
+    digest = hashlib.sha256()
+    for leaf in _leaves(batch):
+        leaf = leaf.detach().cpu().contiguous()
+        digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+        digest.update(leaf.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+# %% ../nbs/30_training.ipynb #34e8ded8
+_FREE = {"checkpoint_every", "accumulation", "steps"}
+
+
+def _resume(trainer, batches, folder):
     """Continue from the last checkpoint of a folder, if it has one."""
     path = last_checkpoint(folder)
     if path is None:
         return History()
     before = read_json(path / "state.json")
+    history = History(**{**before["history"], "stopped": False})
+    _check_same(trainer, batches, before, path)
+    _load(path, trainer.model, trainer.optimizer)
+    if before["scaler"]:
+        trainer.scaler.load_state_dict(before["scaler"])
+    trainer.saved = len(history.loss)
+    return history
+
+
+def _check_same(trainer, batches, before, path):
+    """Refuse to go on with another training than that of the checkpoint."""
     config = json.loads(json.dumps(dataclasses.asdict(trainer.config)))
-    for name in config.keys() - {"checkpoint_every", "accumulation"}:
+    for name in sorted(config.keys() - _FREE):
         _require_same(path, name, config[name], before["config"].get(name))
     if _describe_groups(trainer) != before["groups"]:
         raise ValueError(f"groups: must be those of {path}, or use another "
                          "folder")
-    history = History(**{**before["history"], "stopped": False})
-    last = len(history.loss) - 1
-    _require_same(path, f"schedule({last}, config)",
-                  trainer.schedule(last, trainer.config),
-                  history.learning_rate[last])
-    load_checkpoint(path, model=trainer.model, optimizer=trainer.optimizer)
-    if before["scaler"]:
-        trainer.scaler.load_state_dict(before["scaler"])
-    return history
+    rates = before["history"]["learning_rate"]
+    last, steps = len(rates) - 1, before["config"]["steps"]
+    _require_same(path, f"schedule({last}, config)", trainer.schedule(
+        last, dataclasses.replace(trainer.config, steps=steps)), rates[last])
+    _require(config["steps"] > last, "steps", config["steps"],
+             f"at least the {last + 1} that were made in {path}")
+    if config["steps"] > last + 1:
+        _check_task(trainer, batches(last), before, path)
+
+
+def _check_task(trainer, batch, before, path):
+    """Refuse another objective or other data."""
+    now, then = _describe(trainer.objective), before["objective"]
+    _require_same(path, "objective", now["name"], then["name"])
+    _require_same(path, "objective's arguments", now["given"], then["given"])
+    if now["code"] != then["code"]:
+        raise ValueError(f"objective: {now['name']} was edited after {path}, "
+                         "must be as it was, or use another folder")
+    if _digest(batch) != before["batch"]:
+        step = len(before["history"]["loss"]) - 1
+        raise ValueError(f"batches({step}): is another batch than in {path}, "
+                         "must be the same, or use another folder")
 
 
 def _require_same(path, name, now, then):

@@ -138,3 +138,58 @@ def test_units():
         bits_per_byte(1.0, n_tokens=3, n_bytes=0)
     with pytest.raises(ValueError, match="n_tokens=0: must be at least 1"):
         bits_per_byte(1.0, n_tokens=0, n_bytes=4)
+
+
+def relative(got, expected):
+    return ((got.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("dtype, scale, autocast", [
+    (torch.float16, 65_536.0, True), (torch.float16, 65_536.0, False),
+    (torch.float16, 1.0, True), (torch.bfloat16, 1.0, True)])
+def test_half_precision_keeps_small_gradients(dtype, scale, autocast):
+    """V = 10,000 and N = 4,096: 1 / (V N) is no number of float16, and nor
+    is 65,536, the first loss scale of `GradScaler`.
+    """
+    generator = torch.Generator().manual_seed(4)
+    V, N, D = 10_000, 4_096, 8
+    hidden = torch.randn(N, D, generator=generator)
+    weight = torch.randn(V, D, generator=generator) / 8
+    labels = torch.randint(100, (N,), generator=generator)
+    exact = [x.double().requires_grad_() for x in (hidden, weight)]
+    F.cross_entropy(exact[0] @ exact[1].T, labels).backward()
+    kept = torch.float32 if autocast else dtype
+    halves = [x.to(kept).requires_grad_() for x in (hidden, weight)]
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        loss = chunked_cross_entropy(halves[0], weight=halves[1],
+                                     labels=labels, chunk_size=1024)
+    (loss * scale).backward()
+    got = [x.grad.double() / scale for x in halves]
+    no_label = slice(100, None)
+    assert halves[1].grad.dtype == kept
+    assert relative(got[1][no_label], exact[1].grad[no_label]) < 0.02
+    for one, other in zip(got, exact, strict=True):
+        assert relative(one, other.grad) < 0.01
+
+
+def test_chunks_add_up_in_float32():
+    """The head's gradient is nearer the truth than that of one product in
+    bfloat16; added up in bfloat16, 128 chunks would be further from it.
+    """
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(8_192, 16, generator=generator).bfloat16()
+    weight = torch.randn(50, 16, generator=generator).bfloat16().float()
+    labels = torch.randint(50, (8_192,), generator=generator)
+    exact = weight.double().requires_grad_()
+    F.cross_entropy(hidden.double() @ exact.T, labels).backward()
+    errors = []
+    for chunk_size in (64, None):
+        half = weight.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = chunked_cross_entropy(
+                hidden, weight=half, labels=labels, chunk_size=chunk_size
+            ) if chunk_size else F.cross_entropy(
+                (hidden @ half.T).float(), labels)
+        loss.backward()
+        errors.append(relative(half.grad, exact.grad))
+    assert errors[0] < errors[1] < 0.01

@@ -1,14 +1,18 @@
 """Chapter 30: the loss, the optimizer's groups, resuming, interruptions."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from lmcourse import training
+from lmcourse.files import read_json, write_json
 from lmcourse.layers.transformer import TransformerConfig, build_transformer
 from lmcourse.losses import chunked_cross_entropy, cross_entropy
 from lmcourse.training import (
@@ -61,11 +66,14 @@ class Tiny(torch.nn.Module):
             for p in self.parameters():
                 p.normal_(generator=generator)
 
-    def hidden_states(self, input_ids, *, balance=None):
+    def hidden_states(self, input_ids):
         return self.norm(self.dropout(self.embedding(input_ids)))
 
-    def forward(self, input_ids):
-        return self.head(self.hidden_states(input_ids))
+    def forward(self, input_ids, *, labels=None, balance=None):
+        hidden_states = self.hidden_states(input_ids)
+        if labels is None:
+            return self.head(hidden_states)
+        return self.head.loss(hidden_states, labels=labels)
 
 
 def some_batches(seed=3, batch_size=4, length=6):
@@ -312,9 +320,8 @@ def test_clipping_bounds_the_gradient():
     assert min(seen[3:]) > 0.1001
 
 
-@pytest.mark.parametrize("pieces, head", [(2, torch.nn.Linear), (3, Head)])
+@pytest.mark.parametrize("pieces, head", [(2, torch.nn.Linear), (4, Head)])
 def test_accumulated_is_the_large_batch(pieces, head):
-    """Also with 3 pieces of 4 sequences, which are not of one size."""
     one, other = Tiny(head=head).double(), Tiny(head=head).double()
     a = fit(one, some_batches(), config=settings())
     b = fit(other, some_batches(), config=settings(accumulation=pieces))
@@ -346,7 +353,7 @@ def only(name):
     return lambda model, batch: {name: masked(model, batch)[name]}
 
 
-@pytest.mark.parametrize("pieces", [2, 3])
+@pytest.mark.parametrize("pieces", [3])
 @pytest.mark.parametrize("objective", [masked, only("few"), only("many")])
 def test_pieces_weigh_what_they_ask(objective, pieces):
     """Also a piece that asks for nothing; with dropout off, exactly."""
@@ -433,10 +440,26 @@ def test_names_of_terms_stay():
             {next(names): Term(m(b).sum(), 1)})
 
 
-def test_more_pieces_than_sequences():
-    with pytest.raises(ValueError, match="accumulation=5: must be at most "
-                                         "the 4 sequences of a batch"):
-        fit(Tiny(), some_batches(), config=settings(accumulation=5))
+@pytest.mark.parametrize("pieces", [3, 5])
+def test_pieces_are_equal(pieces):
+    """A mean of the means of uneven pieces would not be the mean."""
+    with pytest.raises(ValueError, match=f"accumulation={pieces}: must be a "
+                                         "divisor of the 4 sequences"):
+        fit(Tiny(), some_batches(), config=settings(accumulation=pieces))
+
+
+def test_an_objective_of_a_mean_alone_is_right_in_pieces():
+    def mean(model, batch):
+        logits = model(batch[:, :-1]).flatten(0, 1)
+        return {"loss": Term(F.cross_entropy(logits, batch[:, 1:].flatten()),
+                             1)}
+
+    one, other = Tiny().double(), Tiny().double()
+    a = fit(one, some_batches(), objective=mean, config=settings())
+    b = fit(other, some_batches(), objective=mean,
+            config=settings(accumulation=4))
+    assert a.loss == pytest.approx(b.loss, abs=1e-9)
+    assert a.grad_norm == pytest.approx(b.grad_norm, abs=1e-9)
 
 
 def test_chunked_and_plain_objective_train_alike():
@@ -625,11 +648,261 @@ def test_callback_sees_every_step():
     assert seen == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
-def test_a_loss_that_is_not_a_number_stops_the_training():
-    nan = alone(lambda model, batch: model(batch).sum() * math.nan)
-    with pytest.raises(FloatingPointError, match="loss=nan at step 0: must "
-                                                 "be finite"):
-        fit(Tiny(), some_batches(), config=settings(), objective=nan)
+# steps that are not finite
+
+
+class Scared(torch.autograd.Function):
+    """Passes numbers on, and gradients of NaN back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * math.nan
+
+
+def broken_at(steps, *, loss):
+    """`causal_loss` whose loss, or whose gradient, is NaN at some steps."""
+    batches = some_batches()
+
+    def objective(model, batch):
+        (term,) = causal_loss(model, batch).values()
+        if any(torch.equal(batch, batches(step)) for step in steps):
+            total = term.total * math.nan if loss else Scared.apply(term.total)
+            term = term._replace(total=total)
+        return {"loss": term}
+
+    return objective
+
+
+@pytest.mark.parametrize("loss", [True, False])
+def test_a_step_that_is_not_finite_changes_nothing(loss):
+    model, snapshots = Tiny(), {}
+    model.norm = torch.nn.BatchNorm1d(6)  # over the positions; has buffers
+    with pytest.warns(UserWarning, match="^step 4: loss=.*nan.*: must be "
+                                         "finite; it is left out$"):
+        history = fit(model, some_batches(), config=settings(),
+                      objective=broken_at([4, 7], loss=loss),
+                      callback=lambda step, history: snapshots.update(
+                          {step: {n: t.clone() for n, t in
+                                  model.state_dict().items()}}))
+    assert history.skipped == [4, 7] and len(history.loss) == 20
+    for step in range(2, 21):
+        same = all(torch.equal(t, snapshots[step][n])
+                   for n, t in snapshots[step - 1].items())
+        assert same == (step - 1 in (4, 7)), step
+    assert math.isnan(history.loss[4]) == loss
+    assert math.isnan(history.grad_norm[4])
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("loss", [True, False])
+def test_three_in_a_row_stop_the_training(tmp_path, loss):
+    """And leave a checkpoint from which it can go on."""
+    model, whole = Tiny(), Tiny()
+    fit(whole, some_batches(), config=settings(),
+        callback=lambda step, history: step == 9)
+    options = {"config": settings(checkpoint_every=5), "folder": tmp_path}
+    with (pytest.warns(UserWarning, match="^step 9: "),
+          pytest.raises(FloatingPointError, match="at step 11, the third in a"
+                                                  " row: must be finite")):
+        fit(model, some_batches(), **options,
+            objective=broken_at([2, 4, 9, 10, 11], loss=loss))
+    assert last_checkpoint(tmp_path).name == "step-00000012"
+    resumed = Tiny(seed=3)
+    history = fit(resumed, some_batches(), **options,
+                  objective=broken_at([], loss=loss))
+    assert history.skipped == [2, 4, 9, 10, 11]
+    assert len(history.loss) == 20
+    assert all(p.isfinite().all() for p in resumed.parameters())
+
+
+def test_float16_looks_for_its_scale():
+    """A gradient beyond 65,504 halves the scale; that is no bad step."""
+    def steep(model, batch):
+        (term,) = causal_loss(model, batch).values()
+        return {"loss": term._replace(total=1e3 * term.total)}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = fit(Tiny(head=torch.nn.Linear), some_batches(),
+                      objective=steep, config=settings(precision="float16"))
+    assert history.skipped == [*range(len(history.skipped))]
+    assert 3 < len(history.skipped) < 16
+    never = broken_at(range(40), loss=False)
+    with (pytest.warns(UserWarning, match="is left out"),
+          pytest.raises(FloatingPointError, match="the third in a row")):
+        fit(Tiny(), some_batches(), objective=never,
+            config=settings(precision="float16", steps=40))
+
+
+def test_float16_keeps_its_first_step():
+    """The scale of 65,536 itself is no number of float16."""
+    history = fit(Tiny(), some_batches(), config=settings(
+        precision="float16"))
+    assert not history.skipped
+
+
+def test_weights_in_half_precision():
+    with pytest.raises(ValueError, match="model=parameters in float16: must "
+                                         "be float32; precision="):
+        fit(Tiny().half(), some_batches(), config=settings())
+    with pytest.warns(UserWarning, match="parameters in bfloat16, where "
+                                         "steps below a 256th") as told:
+        fit(Tiny().bfloat16(), some_batches(), config=settings(steps=3))
+    assert Path(told[0].filename).name == "test_training.py"
+
+
+def test_gradients_from_before_do_not_count():
+    one, other = Tiny(), Tiny()
+    other.head.weight.grad = torch.ones_like(other.head.weight)
+    for model in (one, other):
+        fit(model, some_batches(), config=settings())
+    assert equal_weights(one, other)
+
+
+def test_a_compiled_model_is_trained_compiled(tmp_path):
+    """Its graph is run, and its files are those of the plain model."""
+    calls = []
+
+    def backend(graph, inputs):
+        def run(*arguments):
+            calls.append(graph)
+            return graph(*arguments)
+        return run
+
+    config = TransformerConfig(vocab_size=VOCAB, max_length=16, n_layers=1,
+                               d_model=WIDTH, n_heads=2, d_ff=8)
+    plain, model = build_transformer(config), build_transformer(config)
+    compiled = torch.compile(model, backend=backend)
+    fit(compiled, some_batches(), config=settings(), folder=tmp_path,
+        callback=lambda step, history: step == 10)
+    assert len(calls) >= 10
+    before = len(calls)
+    fit(compiled, some_batches(), config=settings(), folder=tmp_path)
+    assert len(calls) >= before + 10
+    fit(plain, some_batches(), config=settings())
+    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    again = build_transformer(config)
+    load_checkpoint(last_checkpoint(tmp_path), model=again)
+    assert equal_weights(again, model)
+
+
+# padding and packing
+
+DOCUMENTS = [[1, 2, 3, 4, 5], [6, 7, 8], [9, 10, 0, 1, 2, 3], [4, 5]]
+
+
+def padded(side):
+    """The documents, one in a row of seven."""
+    rows, real = [], []
+    for ids in DOCUMENTS:
+        pad, mask = [8] * (7 - len(ids)), [1] * len(ids)
+        rows.append(pad + ids if side == "left" else ids + pad)
+        real.append([0] * len(pad) + mask if side == "left"
+                    else mask + [0] * len(pad))
+    return {"input_ids": torch.tensor(rows),
+            "attention_mask": torch.tensor(real)}
+
+
+def packed():
+    """Two rows with two documents each, eight tokens long."""
+    rows = [DOCUMENTS[0] + DOCUMENTS[1], DOCUMENTS[2] + DOCUMENTS[3]]
+    ids = [[0] * 5 + [1] * 3, [0] * 6 + [1] * 2]
+    return {"input_ids": torch.tensor(rows), "document_ids": torch.tensor(ids)}
+
+
+def reader(positions="rotary", **changes):
+    return build_transformer(TransformerConfig(**{
+        "vocab_size": VOCAB, "max_length": 16, "n_layers": 2, "d_model": 16,
+        "n_heads": 2, "d_ff": 16, "positions": positions,
+        "initializer_range": 0.5, **changes})).double()
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"positions": "learned"}, {"positions": "sinusoidal"},
+    {"attention": "sliding", "window": 3}])
+@pytest.mark.parametrize("batch", [padded("left"), padded("right"), packed()],
+                         ids=["left", "right", "packed"])
+def test_documents_cost_what_they_cost_alone(changes, batch):
+    """Padding is not paid for, and packed documents do not meet; the oracle
+    reads one document after the other.
+    """
+    model = reader(**changes)
+    alone = [causal_loss(model, torch.tensor([ids]))["next token"]
+             for ids in DOCUMENTS]
+    (term,) = causal_loss(model, batch).values()
+    assert term.count == sum(each.count for each in alone) == 12
+    assert term.total.item() == pytest.approx(
+        sum(each.total.item() for each in alone), abs=1e-9)
+
+
+def test_a_model_without_a_loss_is_told_of_padding():
+    """It gets the mask as an argument, and gives logits."""
+    model = reader()
+    plain = torch.nn.Module()
+    plain.forward = lambda input_ids, **seen: model(input_ids, **seen)
+    for batch in (padded("left"), packed()):
+        assert causal_loss(plain, batch)["next token"].total.item() == (
+            pytest.approx(causal_loss(model, batch)["next token"]
+                          .total.item(), abs=1e-9))
+
+
+def test_labels_of_ones_own():
+    """Only the answers are asked for."""
+    batch = padded("right")
+    labels = batch["input_ids"].clone()
+    labels[:, :2] = -100
+    model = reader()
+    (term,) = causal_loss(model, {**batch, "labels": labels}).values()
+    logits = model(batch["input_ids"][:, :-1]).log_softmax(dim=-1)
+    expected, count = 0.0, 0
+    for row, ids in enumerate(DOCUMENTS):
+        for place in range(2, len(ids)):
+            expected -= logits[row, place - 1, ids[place]].item()
+            count += 1
+    assert term.count == count
+    assert term.total.item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_piece_without_labels():
+    """The last rows ask for nothing; in pieces it is the same training."""
+    batch = packed()
+    batch["labels"] = batch["input_ids"].clone()
+    batch["labels"][1] = -100
+    histories, models = [], []
+    for pieces in (1, 2):
+        models.append(reader())
+        histories.append(fit(models[-1], lambda step: batch,
+                             config=settings(accumulation=pieces)))
+    one, other = histories
+    assert one.loss == pytest.approx(other.loss, abs=1e-9)
+    assert one.grad_norm == pytest.approx(other.grad_norm, abs=1e-9)
+    nothing = {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    (term,) = causal_loss(models[0], nothing).values()
+    assert (term.total.item(), term.count) == (0, 0)
+
+
+def test_padding_does_not_balance_experts():
+    model = reader(feed_forward="swiglu", n_experts=4,
+                   n_active_experts=2).train()
+    batch = padded("right")
+    balance = []
+    for ids in DOCUMENTS:
+        seen = []
+        model.hidden_states(torch.tensor([ids]), balance=seen)
+        balance.append(seen)
+    longer = {name: torch.cat([x, torch.zeros_like(x)], dim=1)
+              for name, x in batch.items()}
+    values = [causal_loss(model, each)["balance"] for each in (batch, longer)]
+    assert values[0].total.item() == pytest.approx(values[1].total.item(),
+                                                   abs=1e-12)
+    only = {name: x[:1] for name, x in batch.items()}
+    (short,) = [causal_loss(model, only)["balance"].total.item()]
+    assert short == pytest.approx(sum(balance[0]).item(), abs=1e-12)
 
 
 def test_progress_bar_shows_loss_and_speed(capsys, monkeypatch):
@@ -681,6 +954,15 @@ def test_bad_batches(changes, message):
 # checkpoints
 
 
+def sign(folder):
+    """A new manifest, as if the files had been written like this."""
+    manifest = read_json(folder / "manifest.json")
+    manifest["sha256"] = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in manifest["sha256"]}
+    write_json(folder / "manifest.json", manifest)
+
+
 def trained(folder, **changes):
     model = Tiny()
     fit(model, some_batches(), folder=folder,
@@ -698,7 +980,8 @@ def test_checkpoints_at_intervals_and_two_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "step-00000018", "step-00000020"]
     assert sorted(p.name for p in last_checkpoint(tmp_path).iterdir()) == [
-        "model.safetensors", "optimizer.safetensors", "state.json"]
+        "manifest.json", "model.safetensors", "optimizer.safetensors",
+        "state.json"]
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
@@ -747,6 +1030,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, change, message):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+    sign(path.parent)
     model, before = Tiny(seed=4), Tiny(seed=4)
     with pytest.raises(ValueError, match="model.safetensors: " + message):
         fit(model, some_batches(), folder=tmp_path, config=settings(steps=6))
@@ -759,6 +1043,7 @@ def test_an_optimizer_that_does_not_fit(tmp_path):
     tensors = load_file(path)
     tensors["head.bias.exp_avg"] = torch.zeros(3)
     save_file(tensors, path)
+    sign(path.parent)
     model, before = Tiny(seed=4), Tiny(seed=4)
     with pytest.raises(ValueError, match=r"optimizer.safetensors: head.bias."
                        r"exp_avg has the shape \(3,\), must be \(11,\)"):
@@ -777,19 +1062,196 @@ def test_a_file_that_is_cut_short(tmp_path, name, keep):
     model, before = Tiny(seed=4), Tiny(seed=4)
     with pytest.raises(ValueError, match=re.escape(str(path))) as error:
         fit(model, some_batches(), folder=tmp_path, config=settings(steps=6))
+    assert str(error.value).endswith("no other checkpoint is whole")
     assert "\n" not in str(error.value)
     assert equal_weights(model, before)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json",
+                                  "optimizer.safetensors", "manifest.json"])
+def test_a_flipped_bit_sends_back_to_the_checkpoint_before(tmp_path, name):
+    """Any of 12 bits of each file; the training is that of before."""
+    fit(Tiny(0.3), some_batches(), folder=tmp_path,
+        config=settings(checkpoint_every=7))
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*")
+            if path.is_file()}
+    whole = Tiny(0.3)
+    fit(whole, some_batches(), config=settings())
+    path = tmp_path / "step-00000020" / name
+    draws = random.Random(name)
+    for _ in range(12):
+        for file, data in kept.items():
+            file.write_bytes(data)
+        data = bytearray(kept[path])
+        data[draws.randrange(len(data))] ^= 1 << draws.randrange(8)
+        path.write_bytes(data)
+        model = Tiny(0.3, seed=9)
+        with pytest.warns(UserWarning, match="step-00000020.*; step-00000014 "
+                                             "is taken instead$") as told:
+            history = fit(model, some_batches(), folder=tmp_path,
+                          config=settings(checkpoint_every=7))
+        assert len(told) == 1
+        assert "\n" not in str(told[0].message)
+        assert equal_weights(model, whole) and len(history.loss) == 20
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path):
+    (tmp_path / "step-00000003-backup").mkdir()
+    (tmp_path / "step-notes.txt").write_text("mine")
+    (tmp_path / "step-99999999").write_text("a file")
+    (tmp_path / ".writing-mine").write_text("mine")
+    fit(Tiny(), some_batches(), folder=tmp_path,
+        config=settings(checkpoint_every=3))
+    fit(Tiny(), some_batches(), folder=tmp_path, config=settings())
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "step-00000003-backup", "step-notes.txt", "step-99999999",
+        ".writing-mine", "step-00000018", "step-00000020"}
+
+
+def test_a_finished_training_is_extended(tmp_path):
+    """The steps after the twentieth have the longer schedule's rates."""
+    fit(Tiny(), some_batches(), folder=tmp_path, config=settings())
+    model, longer = Tiny(seed=2), settings(steps=30)
+    history = fit(model, some_batches(), folder=tmp_path, config=longer)
+    assert len(history.loss) == 30
+    assert history.learning_rate == (
+        [learning_rate_at(step, settings()) for step in range(20)]
+        + [learning_rate_at(step, longer) for step in range(20, 30)])
+    again = fit(Tiny(), some_batches(), folder=tmp_path, config=longer)
+    assert len(again.loss) == 30
+    with pytest.raises(ValueError, match="steps=20: must be at least the 30 "
+                                         "that were made in .*step-00000030"):
+        fit(Tiny(), some_batches(), folder=tmp_path, config=settings())
+
+
+def other_loss(model, batch):
+    return causal_loss(model, batch)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"batches": some_batches(seed=4)}, r"batches\(4\): is another batch"),
+    ({"objective": other_loss}, "objective=test_training.other_loss: must be "
+                                "lmcourse.training.causal_loss as in"),
+    ({"objective": functools.partial(causal_loss, balance_weight=0.5)},
+     r"objective's arguments=\[\('balance_weight', 0.5\)\]: must be \[\]"),
+])
+def test_resuming_with_other_data_or_objective(tmp_path, options, message):
+    arguments = {"batches": some_batches(), "config": settings(),
+                 "folder": tmp_path}
+    fit(Tiny(), **arguments, callback=lambda step, history: step == 5)
+    model, before = Tiny(seed=4), Tiny(seed=4)
+    with pytest.raises(ValueError, match=f"^{message}.*or use another folder"):
+        fit(model, **{**arguments, **options})
+    assert equal_weights(model, before)
+
+
+EDITED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training import Tiny, settings, some_batches
+from lmcourse.training import causal_loss, fit
+
+
+def mine(model, batch):
+    terms = causal_loss(model, batch)  {comment}
+    return {{name: term._replace(weight={weight}) for name, term
+            in terms.items()}}
+
+
+model = Tiny()
+before = model.head.weight.clone()
+try:
+    history = fit(model, some_batches(), config=settings(), objective=mine,
+                  folder=sys.argv[1], callback=lambda step, _: step in (5, 9))
+    print(len(history.loss))
+except ValueError as error:
+    print(error, (model.head.weight == before).all().item())
+"""
+
+
+def test_an_objective_that_was_edited(tmp_path):
+    """In a script or a notebook; a comment is no edit."""
+    said = []
+    for weight, comment in [(1.0, ""), (1.0, "# a comment"), (0.5, "")]:
+        program = tmp_path / "program.py"
+        program.write_text(EDITED.format(tests=str(Path(__file__).parent),
+                                         weight=weight, comment=comment))
+        said.append(subprocess.run(
+            [sys.executable, str(program), str(tmp_path / "run")], text=True,
+            capture_output=True, check=True).stdout.strip())
+    assert said[:2] == ["5", "9"]
+    assert re.match("objective: __main__.mine was edited after .*step-0+9, "
+                    "must be as it was, or use another folder True$", said[2])
+
+
+@pytest.mark.parametrize("where", ["callback", "batches", "objective"])
+def test_an_exception_leaves_a_checkpoint(tmp_path, where):
+    def fail(*_):
+        raise KeyError("a bug of mine")
+
+    def fail_late(function):
+        times = iter(range(100))
+        return lambda *given: function(*given) if next(times) < 12 else fail()
+
+    arguments = {"callback": lambda step, history: None,
+                 "batches": some_batches(), "objective": causal_loss}
+    arguments[where] = fail_late(arguments[where])
+    with pytest.raises(KeyError, match="a bug of mine"):
+        fit(Tiny(0.3), config=settings(), folder=tmp_path, **arguments)
+    made = 13 if where == "callback" else 12
+    assert last_checkpoint(tmp_path).name == f"step-{made:08d}"
+    if where != "objective":
+        finish(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    """It is tried before the first step."""
+    (tmp_path / "file").touch()
+    steps = []
+    with pytest.raises(OSError, match="file/run: cannot be written to, Not a"):
+        fit(Tiny(), some_batches(), folder=tmp_path / "file/run",
+            config=settings(), callback=lambda step, _: steps.append(step))
+    assert not steps
+
+
+FULL = """
+import sys, resource, signal
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_training import Tiny, settings, some_batches
+from lmcourse.training import fit
+
+def full(step, history):
+    if step == 9:  # a file may not be longer than 2,000 bytes from now on
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+fit(Tiny(0.3), some_batches(), config=settings(checkpoint_every=4),
+    folder=sys.argv[1], callback=full)
+"""
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """The checkpoint before stays, and nothing half is left beside it."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL.format(tests=str(Path(__file__).parent)),
+         str(tmp_path)], text=True, capture_output=True)
+    assert done.returncode == 1
+    assert "step-00000012" in done.stderr or "too large" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-00000004", "step-00000008"]
+    finish(tmp_path)
 
 
 def test_a_file_that_is_gone(tmp_path):
     trained(tmp_path)
     path = last_checkpoint(tmp_path)
     (path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="model.safetensors: cannot be read"):
+    with pytest.raises(ValueError, match="model.safetensors: is missing"):
         load_checkpoint(path, model=Tiny())
-    (path / "state.json").unlink()
-    with pytest.raises(FileNotFoundError, match="state.json: is not there"):
-        load_checkpoint(path, model=Tiny())
+    with pytest.raises(FileNotFoundError, match="manifest.json: is not ther"):
+        load_checkpoint(tmp_path / "nowhere", model=Tiny())
 
 
 def test_no_checkpoint(tmp_path):

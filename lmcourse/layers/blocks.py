@@ -207,7 +207,7 @@ class Block(nn.Module):
 
         Args:
             x: the hidden states.
-            balance: a list that a router adds its loss to, if there is one.
+            balance: a list that a router tells its choice, if there is one.
             context: what attention takes besides them.
         """
         x = x + self.dropout(self.attention(self.attention_norm(x),
@@ -466,7 +466,9 @@ class MixtureOfExperts(nn.Module):
 
         Args:
             x: the hidden states.
-            balance: a list that receives the `load_balancing_loss`.
+            balance: a list that receives the router's probabilities
+                `(N, E)` and what it chose `(N, n_active)`, for
+                `load_balancing_loss`.
         """
         tokens = x.reshape(-1, x.shape[-1])
         precise = torch.promote_types(x.dtype, torch.float32)
@@ -475,7 +477,7 @@ class MixtureOfExperts(nn.Module):
         if self.renormalize:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         if balance is not None:
-            balance.append(load_balancing_loss(probabilities, chosen=chosen))
+            balance.append((probabilities, chosen))
         output = torch.zeros_like(tokens)
         for e, expert in enumerate(self.experts):
             token, rank = torch.where(chosen == e)

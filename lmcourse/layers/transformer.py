@@ -32,6 +32,7 @@ from lmcourse.layers.blocks import (
     GatedFeedForward,
     MixtureOfExperts,
     feed_forward,
+    load_balancing_loss,
 )
 from lmcourse.layers.positions import (
     LearnedPositions,
@@ -217,7 +218,7 @@ class Context:
         source_maps: a list that receives the weights of cross-attention.
         cache: a `KVCache`, or None.
         maps: a list that receives the attention weights, or None.
-        balance: a list that receives the routers' losses, or None.
+        balance: a list that receives what the routers chose, or None.
     """
 
     def __init__(self, *, positions, past=0, real=None, mask=None,
@@ -350,18 +351,30 @@ class Transformer(nn.Module):
         self.head = head
 
     def forward(self, input_ids=None, *, attention_mask=None,
-                token_type_ids=None, **more):
-        """Logits `(B, T, V)`; the arguments are those of `hidden_states`."""
+                token_type_ids=None, labels=None, **more):
+        """Logits `(B, T, V)`, or the head's loss if there are labels.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: as in `hidden_states`.
+            token_type_ids: as in `hidden_states`.
+            labels: `(B, T)`, what the head is to say at these positions.
+            more: the other arguments of `hidden_states`.
+        """
         hidden_states = self.hidden_states(
             input_ids, attention_mask=attention_mask,
             token_type_ids=token_type_ids, **more)
-        return hidden_states if self.head is None else self.head(
-            hidden_states)
+        if self.head is None:
+            return hidden_states
+        if labels is None:
+            return self.head(hidden_states)
+        return self.head.loss(hidden_states, labels=labels)
 
     def hidden_states(self, input_ids=None, *, attention_mask=None,
-                      token_type_ids=None, inputs_embeds=None, mask=None,
-                      source=None, source_mask=None, source_maps=None,
-                      cache=None, maps=None, balance=None):
+                      token_type_ids=None, position_ids=None,
+                      inputs_embeds=None, mask=None, source=None,
+                      source_mask=None, source_maps=None, cache=None,
+                      maps=None, balance=None):
         """The hidden states that the head reads, `(B, T, D)`.
 
         Args:
@@ -370,6 +383,8 @@ class Transformer(nn.Module):
                 padding, which may stand on either side. Positions count
                 the real ones.
             token_type_ids: `(B, T)`, if there are segments.
+            position_ids: `(B, T)`, where they are not counted from the
+                first token, as where a row holds several documents.
             inputs_embeds: `(B, T, D)` instead of input_ids.
             mask: True = may look; anything that broadcasts to
                 `(B, H, T, S)`. It stands in the place of the causal rule;
@@ -382,7 +397,8 @@ class Transformer(nn.Module):
             cache: a `KVCache` of the tokens before, which takes up these.
             maps: a list that receives each layer's weights
                 `(B, H, T, S)`.
-            balance: a list that receives each router's load-balancing loss.
+            balance: a list that receives each router's load-balancing loss,
+                over the real tokens.
 
         Raises:
             ValueError: ids outside the vocabulary, too long a sequence.
@@ -395,15 +411,20 @@ class Transformer(nn.Module):
             raise ValueError(f"length={past + T}: must be at most "
                              f"max_length={longest}")
         real = _join(attention_mask, cache, shape=(B, T))
+        if position_ids is None:
+            position_ids = _positions(real, past, T, x.device)
+        routed = None if balance is None else []
         context = Context(
-            positions=_positions(real, past, T, x.device), past=past,
-            real=real, mask=mask, source=source, source_mask=source_mask,
-            source_maps=source_maps, cache=cache, maps=maps, balance=balance)
+            positions=position_ids, past=past, real=real, mask=mask,
+            source=source, source_mask=source_mask, source_maps=source_maps,
+            cache=cache, maps=maps, balance=routed)
         x = self.embeddings(input_ids, positions=context.positions,
                             token_type_ids=token_type_ids,
                             inputs_embeds=inputs_embeds)
         for i, layer in enumerate(self.layers):
             x = layer(x, **context.arguments(i))
+        if balance is not None:
+            balance += [_balance(choice, real, T) for choice in routed]
         if cache is not None:
             cache.advance(T, real=real)
         return self.final_norm(x)
@@ -420,6 +441,15 @@ def _batch_shape(x, *, n_axes):
         raise ValueError(f"input_ids of shape {tuple(x.shape)}: must be "
                          f"{axes}, with at least one token")
     return x.shape[:2]
+
+
+def _balance(choice, real, T):
+    """The loss of a router whose padding does not count."""
+    probabilities, chosen = choice
+    if real is not None:
+        here = real[:, -T:].flatten()
+        probabilities, chosen = probabilities[here], chosen[here]
+    return load_balancing_loss(probabilities, chosen=chosen)
 
 
 def _join(attention_mask, cache, *, shape):
@@ -816,9 +846,18 @@ class EncoderDecoder(nn.Module):
         """The decoder's."""
         return self.decoder.head
 
-    def forward(self, input_ids, **more):
-        """Logits `(B, T, V)`; the arguments are those of `hidden_states`."""
-        return self.head(self.hidden_states(input_ids, **more))
+    def forward(self, input_ids, *, labels=None, **more):
+        """Logits `(B, T, V)`, or the head's loss if there are labels.
+
+        Args:
+            input_ids: `(B, S)`, the text that is read.
+            labels: `(B, T)`, what the head is to say.
+            more: the other arguments of `hidden_states`.
+        """
+        hidden_states = self.hidden_states(input_ids, **more)
+        if labels is None:
+            return self.head(hidden_states)
+        return self.head.loss(hidden_states, labels=labels)
 
     def hidden_states(self, input_ids, *, decoder_input_ids,
                       attention_mask=None, decoder_attention_mask=None,
