@@ -10,6 +10,7 @@ __all__ = ['FAMILIES', 'StoredTensor', 'read_header', 'register', 'load_model', 
 import json
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
 
-from .files import read_json, write_atomically, write_json
+from lmcourse.files import (
+    MANIFEST,
+    check_files,
+    finish_writing,
+    read_json,
+    write_files,
+    write_json,
+)
 from lmcourse.models.family import (
     Stored,
     essential_fields,
@@ -348,6 +356,9 @@ def load_model(folder_or_hub_id, *, into=None, device=None, dtype=None,
             No weight has been read then.
     """
     folder = find_checkpoint(folder_or_hub_id, revision=revision)
+    finish_writing(folder)
+    if (folder / MANIFEST).exists():
+        check_files(folder)
     path = folder / "config.json"
     settings = _read_object(path)
     family = _find_family(settings, path)
@@ -629,28 +640,30 @@ def save_model(model, folder, *, model_type=None, shard_bytes=5 * 10 ** 9):
     settings = {"architectures": [family.architecture],
                 "model_type": family.model_type, "torch_dtype": dtype,
                 **kept, **settings}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(tensors, shard_bytes))
-    files = {_SINGLE: shards[0]} if len(shards) == 1 else {
-        f"model-{i:05}-of-{len(shards):05}.safetensors": shard
-        for i, shard in enumerate(shards, 1)}
-    for name, shard in files.items():
-        write_atomically(folder / name, lambda path, shard=shard:
-                         write_tensors(path, shard))
-    if len(files) > 1:
-        write_json(folder / _INDEX, {
+    names = [_SINGLE] if len(shards) == 1 else [
+        f"model-{i:05}-of-{len(shards):05}.safetensors"
+        for i, _ in enumerate(shards, 1)]
+    writes = {name: partial(write_tensors, tensors=shard)
+              for name, shard in zip(names, shards, strict=True)}
+    if len(shards) > 1:
+        writes[_INDEX] = partial(write_json, value={
             "metadata": {"total_size": sum(t.nbytes
                                            for t in tensors.values())},
-            "weight_map": {tensor: name for name, shard in files.items()
+            "weight_map": {tensor: name for name, shard
+                           in zip(names, shards, strict=True)
                            for tensor in shard}})
-    write_json(folder / "config.json", settings)
-    for old in folder.glob("model*.safetensors*"):  # of an earlier save
-        if old.name not in files and (old.name != _INDEX or len(files) == 1):
-            old.unlink()
+    writes["config.json"] = partial(write_json, value=settings)
+    write_files(folder, writes, remove=_weights_in(Path(folder)))
 
 # %% ../nbs/70_checkpoints.ipynb #8061113a
 #| code-fold: true
+def _weights_in(folder):
+    """The names of an earlier save's files."""
+    return [path.name for path in folder.glob("model*") if re.fullmatch(
+        r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", path.name)]
+
+
 def _shards(tensors, limit):
     shard, size = {}, 0
     for name, tensor in tensors.items():

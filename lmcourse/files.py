@@ -88,7 +88,7 @@ def read_json(path):
     try:
         return json.loads(path.read_bytes().decode(),
                           object_pairs_hook=_once)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path}: is not there") from None
     except RecursionError:
         raise ValueError(f"{path}: nests too deeply, must be JSON that can "
@@ -107,7 +107,7 @@ def _once(pairs):
     return found
 
 # %% ../nbs/02_files.ipynb #ad6c6b98
-MANIFEST = "manifest.json"
+MANIFEST = "lmcourse-manifest.json"
 
 
 def _manifest(files):

@@ -686,6 +686,21 @@ class _Trainer:
                             enabled=self.precision != torch.float32):
             return self.objective(self.model, piece)
 
+    def names(self, batch):
+        """The names of the terms; nothing is changed to find them."""
+        buffers = [buffer.clone() for buffer in self.buffers]
+        with (torch.no_grad(), _noise(self.device, 0),
+              _mode(self.model, training=True)):
+            names = [*self._terms(self._pieces(batch)[0])]
+            self.restore(buffers)
+        return names
+
+    def restore(self, buffers):
+        """Undo what a forward pass did to the buffers."""
+        with torch.no_grad():
+            for buffer, before in zip(self.buffers, buffers, strict=True):
+                buffer.copy_(before)
+
     def _divisors(self, first, pieces, step):
         """The counts of all pieces, or of the first if it has one term."""
         counts = dict(first.counts)
@@ -863,9 +878,7 @@ def _skip(trainer, history, buffers, why):
     """Write down a step that was none, and undo what its forward pass did."""
     step = len(history.loss)
     history.skipped.append(step)
-    with torch.no_grad():
-        for buffer, before in zip(trainer.buffers, buffers, strict=True):
-            buffer.copy_(before)
+    trainer.restore(buffers)
     if trainer.strikes:
         warnings.warn(f"step {step}: {why}: must be finite; it is left out",
                       stacklevel=4)
@@ -993,6 +1006,8 @@ def _check_task(trainer, batch, before, path):
         step = len(before["history"]["loss"]) - 1
         raise ValueError(f"batches({step}): is another batch than in {path}, "
                          "must be the same, or use another folder")
+    _require_same(path, "objective's terms", trainer.names(batch),
+                  [*before["history"]["terms"]])
 
 
 def _require_same(path, name, now, then):

@@ -8,11 +8,13 @@ __all__ = ['PRESETS', 'probe_scores', 'skill_scores', 'Preset', 'get_preset', 'w
 
 # %% ../nbs/32_pretraining.ipynb #dd67ad7f
 #| code-fold: true
+import contextlib
 import hashlib
 import math
 import os
 import re
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .experiments import experiment
-from .files import read_json, write_folder, write_json
+from lmcourse.files import (
+    check_files,
+    check_writable,
+    read_json,
+    write_folder,
+    write_json,
+)
 from .layers.transformer import TransformerConfig, build_transformer
 from .tokenizers import ByteBPE, load_tokenizer, save_tokenizer
 from .tokenizers.base import END_OF_TEXT
@@ -263,10 +271,11 @@ def load_world_model(folder):
         The model, in evaluation mode on `get_device()`, and its tokenizer.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: one is cut short, or does not fit the rest.
+        FileNotFoundError: there is no model.
+        ValueError: a file is damaged or missing, or does not fit the rest.
     """
     folder = Path(folder)
+    check_files(folder)
     path = folder / "model.safetensors"
     config = read_json(folder / "config.json")
     tokenizer = load_tokenizer(folder)
@@ -313,25 +322,53 @@ def exam_steps(steps):
 
 
 def _trained(preset, folder):
-    """The folder of this preset's model, which is trained if need be."""
+    """Model, tokenizer and record of a preset: read, or trained and kept."""
     preset = get_preset(preset)
     home = _home(preset, folder)
-    if not home.exists():
-        exams = {}
+    try:
+        found = *load_world_model(home), read_json(home / "record.json")
+    except FileNotFoundError:
+        found = _train(preset, home)
+    except ValueError as error:
+        warnings.warn(f"{error}; the model is trained anew", stacklevel=3)
+        found = _train(preset, home)
+    with contextlib.suppress(OSError):  # it may only be read
+        _forget_old(home)
+    return found
 
-        def examine(step, model, tokenizer):
-            if step in exam_steps(preset.steps):
-                exams[step] = skill_scores(model, tokenizer, n=80, seed=1)
 
-        model, tokenizer, history = pretrain(preset, callback=examine)
-        save_world_model(home, model=model, tokenizer=tokenizer, record={
-            "loss": history.loss, "exams": exams})
-    os.utime(home)  # used now
+def _train(preset, home):
+    """Train, hold the exams, and keep what comes out if that can be."""
+    exams = {}
+
+    def examine(step, model, tokenizer):
+        if step in exam_steps(preset.steps):
+            exams[step] = skill_scores(model, tokenizer, n=80, seed=1)
+
+    _tell_if_not_kept(check_writable, home.parent)
+    model, tokenizer, history = pretrain(preset, callback=examine)
+    record = {"loss": history.loss, "exams": exams}
+    _tell_if_not_kept(save_world_model, home, model=model,
+                      tokenizer=tokenizer, record=record)
+    return model, tokenizer, record
+
+
+def _tell_if_not_kept(function, place, **more):
+    """Call it; if the disk refuses, a warning is enough."""
+    try:
+        function(place, **more)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"{place}: the model is trained and not kept, {error}",
+                      stacklevel=5)
+
+
+def _forget_old(home):
+    """Note that this model was used, and delete those least used."""
+    os.utime(home)
     by_use = sorted(home.parent.glob("world-*"),
                     key=lambda path: path.stat().st_mtime)
     for old in by_use[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
-    return home
 
 
 def world_model(preset=None, *, folder=None):
@@ -345,7 +382,8 @@ def world_model(preset=None, *, folder=None):
     Returns:
         The model, in evaluation mode on `get_device()`, and its tokenizer.
     """
-    return load_world_model(_trained(preset, folder))
+    model, tokenizer, _ = _trained(preset, folder)
+    return model, tokenizer
 
 
 def world_record(preset=None, *, folder=None):
@@ -356,10 +394,10 @@ def world_record(preset=None, *, folder=None):
         folder: as for `world_model`.
 
     Returns:
-        A dict with "loss", nats per word at each step, and "exams", a dict
+        A dict with "loss", nats per token at each step, and "exams", a dict
         from steps to `skill_scores`.
     """
-    record = read_json(_trained(preset, folder) / "record.json")
+    _, _, record = _trained(preset, folder)
     exams = {int(step): {skill: tuple(pair) for skill, pair in exam.items()}
              for step, exam in record["exams"].items()}
     return {"loss": record["loss"], "exams": exams}

@@ -9,6 +9,8 @@ import pickle
 import random
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -28,6 +30,7 @@ from lmcourse.checkpoints import (
     save_model,
     write_tensors,
 )
+from lmcourse.files import MANIFEST
 from lmcourse.layers.transformer import TransformerConfig, build_transformer
 from lmcourse.models.family import (
     essential_fields,
@@ -53,8 +56,14 @@ def family_of(name):
 @pytest.fixture
 def folder(tmp_path):
     """A small Llama, saved."""
-    save_model(build_transformer(CONFIG).eval(), tmp_path / "model")
+    save_bare(build_transformer(CONFIG).eval(), tmp_path / "model")
     return tmp_path / "model"
+
+
+def save_bare(model, folder, **options):
+    """Without a manifest, as files from elsewhere."""
+    save_model(model, folder, **options)
+    (folder / MANIFEST).unlink()
 
 
 def edit(folder, **changes):
@@ -354,7 +363,7 @@ def test_rotary_buffers_of_old_files_are_skipped(folder):
 
 def test_tied_head_may_be_repeated_but_not_differ(tmp_path):
     config = TransformerConfig(**vars(CONFIG) | dict(tie_weights=True))
-    save_model(build_transformer(config), tmp_path)
+    save_bare(build_transformer(config), tmp_path)
     edit_tensors(tmp_path, lambda tensors: tensors.update(
         {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
     load_model(tmp_path)
@@ -365,7 +374,7 @@ def test_tied_head_may_be_repeated_but_not_differ(tmp_path):
 
 def test_files_of_the_bare_model(tmp_path):
     config = TransformerConfig(**vars(CONFIG) | dict(tie_weights=True))
-    save_model(build_transformer(config), tmp_path)
+    save_bare(build_transformer(config), tmp_path)
     expected = load_model(tmp_path)(INPUT_IDS)
     path = tmp_path / "model.safetensors"
     save_file({name.removeprefix("model."): tensor
@@ -400,7 +409,7 @@ def test_shards_and_their_index(folder, tmp_path):
     (lambda index: index.update(weight_map={QUERY: 7}), ["7"]),
 ])
 def test_an_index_that_lies(folder, change, words):
-    save_model(load_model(folder), folder, shard_bytes=9000)
+    save_bare(load_model(folder), folder, shard_bytes=9000)
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     change(index)
@@ -535,6 +544,146 @@ def test_an_interrupted_save_leaves_the_old_files(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_model(build_transformer(CONFIG), folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+# of one shape in all files; the angles tell them apart, and so do the weights
+VERSIONS = [replace(CONFIG, rope_theta=theta) for theta in (10.0, 20.0)]
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from lmcourse.checkpoints import save_model
+from lmcourse.layers.transformer import TransformerConfig, build_transformer
+
+torch.set_num_threads(1)  # the processes below are forks
+
+def counted(function):
+    def call(*arguments):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return function(*arguments)
+    return call
+
+def save(how, when):
+    global left
+    left = when
+    if how == "step":
+        for name in ("replace", "unlink", "fsync"):
+            setattr(os, name, counted(getattr(os, name)))
+    save_model(new, folder, shard_bytes=int(sys.argv[3]))
+
+old, new = (build_transformer(
+    TransformerConfig(**config),
+    generator=torch.Generator().manual_seed(number))
+    for number, config in enumerate(VERSIONS))
+for how, when in KILLS:
+    folder = Path(sys.argv[1]) / f"{how} {when}"
+    save_model(old, folder, shard_bytes=int(sys.argv[2]))
+    (folder / "README.md").write_text("mine")
+    (folder / "model-backup.safetensors").write_text("mine")
+    child = os.fork()
+    if child == 0:
+        save(how, when)
+        os._exit(0)
+    if how == "time":
+        time.sleep(when)
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+KILLS = [*(("step", n) for n in range(0, 60, 3)),
+         *(("time", n / 1000) for n in range(1, 21, 3))]
+
+
+def version(number):
+    draws = torch.Generator().manual_seed(number)
+    return build_transformer(VERSIONS[number], generator=draws).eval()
+
+
+def which_version(folder):
+    """0 or 1: all of the folder is of this version."""
+    model = load_model(folder)
+    number = VERSIONS.index(model.config)
+    assert all(map(torch.equal, model.parameters(),
+                   version(number).parameters()))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.allclose(theirs(INPUT_IDS).logits, model(INPUT_IDS),
+                          atol=1e-5)
+    return number
+
+
+@pytest.mark.parametrize("before, after", [
+    (10 ** 9, 10 ** 9), (3000, 3000), (10 ** 9, 3000), (3000, 10 ** 9),
+    (3000, 2000)])
+def test_killed_while_saving_over_an_old_model(tmp_path, before, after):
+    """27 kills at renamings, deletions, syncs and moments, with one file or
+    several before and after: the old model or the new one, here and in the
+    other library.
+    """
+    program = KILLED.replace("KILLS", repr(KILLS)).replace(
+        "VERSIONS", repr([*map(vars, VERSIONS)]))
+    subprocess.run([sys.executable, "-c", program, str(tmp_path), str(before),
+                    str(after)], check=True, cwd=Path(__file__).parents[1])
+    seen = {}
+    for folder in tmp_path.iterdir():
+        seen[folder.name] = which_version(folder)
+        assert (folder / "README.md").read_text() == "mine"
+        assert (folder / "model-backup.safetensors").exists()
+    assert len(seen) == len(KILLS)
+    steps = [seen[f"step {n}"] for how, n in KILLS if how == "step"]
+    assert steps == sorted(steps) and {*steps} == {0, 1}
+
+
+FULL = """
+import resource, signal, sys
+sys.path.insert(0, "tests")
+from test_checkpoints import save_model, version
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # bytes of a file
+save_model(version(1), sys.argv[1])
+"""
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """The old model stays, and nothing half is left beside it."""
+    save_model(version(0), tmp_path, shard_bytes=3000)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)],
+                          capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 1 and "File too large" in done.stderr
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert which_version(tmp_path) == 0
+
+
+@pytest.mark.parametrize("pattern", [
+    "config.json", "model-00001-*", "model-00004-*", "model.*", MANIFEST])
+def test_a_flipped_bit_is_noticed(tmp_path, pattern):
+    """Any of 40 bits of each file."""
+    save_model(version(0), tmp_path / "m", shard_bytes=3000)
+    (path,) = (tmp_path / "m").glob(pattern)
+    name, draws = path.name, random.Random(pattern)
+    content = path.read_bytes()
+    for _ in range(40):
+        damaged = bytearray(content)
+        damaged[draws.randrange(len(content))] ^= 1 << draws.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError) as error:
+            load_model(tmp_path / "m")
+        assert name in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
+    path.write_bytes(content)
+    load_model(tmp_path / "m")
+
+
+def test_a_config_edited_by_hand(tmp_path):
+    save_model(version(0), tmp_path)
+    edit(tmp_path, rope_theta=20.0)
+    refuses(tmp_path, "config.json: has changed since it was written; if that "
+                      f"was meant, delete {tmp_path / MANIFEST}")
+    (tmp_path / MANIFEST).unlink()
+    assert load_model(tmp_path).config.rope_theta == 20.0
 
 
 def test_model_type_is_kept_chosen_or_refused(folder, tmp_path):

@@ -173,6 +173,25 @@ def package(tmp_path):
         path=tmp_path / "lmcourse/records", run=run, write=write)
 
 
+def test_a_record_is_kept_for_a_reason(package):
+    """The code has changed, and nobody can run it again."""
+    assert package.run().returncode == 0
+    before = read_json(package.path / "98_small.json")
+    package.write(offset=2)
+    for arguments in (["--same", "why"], ["98_small", "--same", " "]):
+        done = package.run(*arguments)
+        assert done.returncode == 1 and "give a reason" in done.stderr
+    done = package.run("98_small", "--same", "only the name of a file")
+    assert done.stdout == "98_small: kept\n", done.stderr
+    after = read_json(package.path / "98_small.json")
+    assert after["outcomes"] == before["outcomes"]
+    assert after["fingerprint"] != before["fingerprint"]
+    assert [kept["why"] for kept in after["kept"]] == [
+        "only the name of a file"]
+    done = package.run()
+    assert "98_small: fits" in done.stdout
+
+
 def test_plain_call_makes_what_is_missing_and_leaves_what_fits(package):
     done = package.run("--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr

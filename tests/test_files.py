@@ -12,6 +12,7 @@ import pytest
 
 from lmcourse import files
 from lmcourse.files import (
+    MANIFEST,
     check_files,
     check_writable,
     finish_writing,
@@ -104,7 +105,7 @@ def test_synced_before_renamed(tmp_path, monkeypatch):
     done.clear()
     write_folder(tmp_path / "m", lambda t: (t / "w").write_text("1"))
     # the manifest has been synced and renamed inside the folder before
-    assert {"w", "manifest.j"} <= {x[:10] for x in done[:-3]
+    assert {"w", "lmcourse-m"} <= {x[:10] for x in done[:-3]
                                    if isinstance(x, str)}
     assert [x if isinstance(x, tuple) else x[:10] for x in done[-3:]] == [
         ".writing-m", ("rename", "m"), tmp_path.name[:10]]
@@ -132,7 +133,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
     write_folder(tmp_path / "x/m", lambda t: (t / "old").touch())
     write_folder(tmp_path / "x/m", lambda t: (t / "new").touch())
     assert {p.name for p in (tmp_path / "x/m").iterdir()} == {
-        "new", "manifest.json"}
+        "new", MANIFEST}
 
 
 # manifests
@@ -171,10 +172,10 @@ def test_every_flipped_bit_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("damage, message", [
     (lambda m: (m / "a").write_bytes(b""), "a: has changed since"),
-    (lambda m: (m / "inner/c").unlink(), "inner/c: is missing, manifest"),
-    (lambda m: write_json(m / "manifest.json", {}), "must list digests"),
-    (lambda m: write_json(m / "manifest.json", []), "must list digests"),
-    (lambda m: (m / "manifest.json").unlink(), "manifest.json: is not there"),
+    (lambda m: (m / "inner/c").unlink(), "inner/c: is missing, lmcourse-m"),
+    (lambda m: write_json(m / MANIFEST, {}), "must list digests"),
+    (lambda m: write_json(m / MANIFEST, []), "must list digests"),
+    (lambda m: (m / MANIFEST).unlink(), "manifest.json: is not there"),
 ])
 def test_what_a_manifest_finds(tmp_path, damage, message):
     saved(tmp_path / "m")
@@ -257,7 +258,7 @@ def test_a_failing_save_leaves_the_old_one(tmp_path):
     with pytest.raises(OSError, match="the disk is full"):
         write_files(tmp_path, {**writes("new"), "weights-2": fail})
     assert version_of(tmp_path) == "old"
-    assert {p.name for p in tmp_path.iterdir()} == {*NAMES, "manifest.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {*NAMES, MANIFEST}
 
 
 @pytest.mark.parametrize("journal", [

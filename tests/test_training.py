@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
@@ -18,10 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from damage import sign
 from safetensors.torch import load_file, save_file
 
 from lmcourse import training
-from lmcourse.files import read_json, write_json
+from lmcourse.files import MANIFEST
 from lmcourse.layers.transformer import TransformerConfig, build_transformer
 from lmcourse.losses import chunked_cross_entropy, cross_entropy
 from lmcourse.training import (
@@ -954,15 +954,6 @@ def test_bad_batches(changes, message):
 # checkpoints
 
 
-def sign(folder):
-    """A new manifest, as if the files had been written like this."""
-    manifest = read_json(folder / "manifest.json")
-    manifest["sha256"] = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in manifest["sha256"]}
-    write_json(folder / "manifest.json", manifest)
-
-
 def trained(folder, **changes):
     model = Tiny()
     fit(model, some_batches(), folder=folder,
@@ -980,8 +971,7 @@ def test_checkpoints_at_intervals_and_two_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "step-00000018", "step-00000020"]
     assert sorted(p.name for p in last_checkpoint(tmp_path).iterdir()) == [
-        "manifest.json", "model.safetensors", "optimizer.safetensors",
-        "state.json"]
+        MANIFEST, "model.safetensors", "optimizer.safetensors", "state.json"]
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
@@ -1068,7 +1058,7 @@ def test_a_file_that_is_cut_short(tmp_path, name, keep):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json",
-                                  "optimizer.safetensors", "manifest.json"])
+                                  "optimizer.safetensors", MANIFEST])
 def test_a_flipped_bit_sends_back_to_the_checkpoint_before(tmp_path, name):
     """Any of 12 bits of each file; the training is that of before."""
     fit(Tiny(0.3), some_batches(), folder=tmp_path,
@@ -1132,6 +1122,8 @@ def other_loss(model, batch):
     ({"batches": some_batches(seed=4)}, r"batches\(4\): is another batch"),
     ({"objective": other_loss}, "objective=test_training.other_loss: must be "
                                 "lmcourse.training.causal_loss as in"),
+    ({"objective": lambda model, batch: {"one": causal_loss(
+        model, batch)["next token"]}}, "objective=test_training.<lambda>"),
     ({"objective": functools.partial(causal_loss, balance_weight=0.5)},
      r"objective's arguments=\[\('balance_weight', 0.5\)\]: must be \[\]"),
 ])
@@ -1143,6 +1135,28 @@ def test_resuming_with_other_data_or_objective(tmp_path, options, message):
     with pytest.raises(ValueError, match=f"^{message}.*or use another folder"):
         fit(model, **{**arguments, **options})
     assert equal_weights(model, before)
+
+
+def test_terms_of_other_names_are_refused_before_anything_changes(tmp_path):
+    """Functions without names of their own cannot be told apart otherwise."""
+    def named(name):
+        return lambda model, batch: {name: causal_loss(
+            model, batch)["next token"]}
+
+    def model_of(seed):
+        model = Tiny(seed=seed)
+        model.norm = torch.nn.BatchNorm1d(6)
+        return model
+
+    fit(model_of(0), some_batches(), config=settings(), folder=tmp_path,
+        objective=named("one"), callback=lambda step, history: step == 5)
+    model, before = model_of(4), model_of(4).state_dict()
+    with pytest.raises(ValueError, match=r"^objective's terms=\['other'\]: "
+                                         r"must be \['one'\] as in "):
+        fit(model, some_batches(), config=settings(), folder=tmp_path,
+            objective=named("other"))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 EDITED = """

@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+from damage import sign
 
 from lmcourse import zoo
 from lmcourse.training import TrainingConfig
@@ -190,6 +193,7 @@ def test_weights_of_another_shape_are_refused(tiny, tmp_path):
     path = tmp_path / "m/config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "d_ff": 48}))
+    sign(tmp_path / "m")
     with pytest.raises(ValueError, match=r"is \(16, 64\), must be \(16, 48\)|"
                                          r"is \(64, 16\), must be \(48, 16\)"):
         zoo.load_world_model(tmp_path / "m")
@@ -250,6 +254,101 @@ def test_a_comment_costs_no_training(tmp_path):
     assert "read_bytes" not in Path(zoo.__file__).read_text()
 
 
+@pytest.mark.parametrize("name, damage", [
+    ("config.json", lambda path: path.write_text("{}")),
+    ("record.json", lambda path: path.write_text("{}")),
+    ("tokenizer.json", lambda path: path.write_text("{}")),
+    ("record.json", lambda path: path.unlink()),
+    ("model.safetensors", lambda path: path.write_bytes(b"")),
+    ("model.safetensors",
+     lambda path: path.write_bytes(flipped(path.read_bytes())))])
+def test_a_damaged_model_is_trained_anew(tmp_path, name, damage):
+    """And is whole from then on."""
+    first, tokenizer = zoo.world_model(TINY, folder=tmp_path)
+    (home,) = tmp_path.iterdir()
+    damage(home / name)
+    with pytest.warns(UserWarning, match=f"{name}: .*trained anew$") as told:
+        again, words = zoo.world_model(TINY, folder=tmp_path)
+    assert len(told) == 1 and words == tokenizer
+    assert all(map(torch.equal, first.parameters(), again.parameters()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(zoo.world_record(TINY, folder=tmp_path)["loss"]) == 3
+
+
+def flipped(data):
+    return data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]
+
+
+def test_a_place_that_cannot_be_written_to(tiny, tmp_path):
+    """It is said before the training, and the model is there all the same."""
+    place = tmp_path / "file/cache"
+    place.parent.touch()
+    said = []
+    with pytest.warns(UserWarning) as told:
+        model, _ = zoo.world_model(TINY, folder=place)
+        said = [str(each.message) for each in told]
+    assert "cannot be written to, Not a directory" in said[0]
+    assert all("the model is trained and not kept" in each for each in said)
+    assert all(map(torch.equal, model.parameters(), tiny[0].parameters()))
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """Nothing is left of the attempt, and the model is returned."""
+    code = f"""
+import resource, signal, warnings
+from pathlib import Path
+warnings.simplefilter("error", DeprecationWarning)
+from lmcourse import zoo
+import sys
+sys.path.insert(0, "tests")
+from test_zoo import TINY
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+model, _ = zoo.world_model(TINY, folder=Path({str(tmp_path)!r}))
+print(sum(p.numel() for p in model.parameters()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True,
+                          capture_output=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0 and int(done.stdout) > 5000
+    assert "the model is trained and not kept" in done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_model_that_may_only_be_read(tmp_path, monkeypatch):
+    """A file system that refuses to note the use."""
+    def refuse(*_, **__):
+        raise OSError("read-only file system")
+
+    zoo.world_model(TINY, folder=tmp_path)
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(zoo, "pretrain", None)
+    zoo.world_model(TINY, folder=tmp_path)
+
+
+def test_two_processes_ask_at_once(tmp_path):
+    code = f"""
+from pathlib import Path
+from lmcourse import zoo
+import sys
+sys.path.insert(0, "tests")
+from test_zoo import TINY
+for seed in range(4):
+    zoo.world_model(zoo.replace(TINY, seed=seed), folder=Path(
+        {str(tmp_path)!r}))
+"""
+    both = [subprocess.Popen(
+        [sys.executable, "-c", code], text=True, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+        cwd=Path(__file__).parents[1]) for _ in range(3)]
+    for process in both:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+    assert len([*tmp_path.glob("world-*")]) == len([*tmp_path.iterdir()]) == 4
+    for home in tmp_path.iterdir():
+        zoo.load_world_model(home)
+
+
 def test_old_models_are_forgotten(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.PRESETS, "tiny", TINY)
     monkeypatch.setattr(zoo, "_KEPT", 4)
@@ -268,7 +367,9 @@ def test_killed_while_saving_leaves_no_model(tmp_path):
 import os, signal
 from pathlib import Path
 from lmcourse import zoo
-from tests.test_zoo import TINY
+import sys
+sys.path.insert(0, "tests")
+from test_zoo import TINY
 zoo.save_file = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 model, tokenizer, _ = zoo.pretrain(TINY)
 zoo.save_world_model(Path({str(tmp_path)!r}) / "m", model=model,

@@ -3,6 +3,8 @@
     python tools/records.py                make what is missing or outdated
     python tools/records.py CH [CH ...]    make these chapters' in any case
         --jobs N      seeds side by side; as many as there are cores
+        --same WHY    run nothing: the code has changed, and what comes out
+                      cannot have; the record keeps the reason
 
 CH is a chapter's number or a record's name. Each seed runs in a process of
 its own with one thread. It needs the package's sources and what they import,
@@ -10,6 +12,7 @@ and may run on another machine than the one where the book is built.
 """
 
 import argparse
+import datetime
 import importlib
 import json
 import os
@@ -27,6 +30,7 @@ from lmcourse.experiments import (  # noqa: E402
     run_seed,
     write_record,
 )
+from lmcourse.files import read_json, write_json  # noqa: E402
 
 ONE_THREAD = {name: "1" for name in (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
@@ -102,6 +106,16 @@ def make(experiments, jobs):
     return sorted(failed)
 
 
+def keep(experiment, why):
+    """Let a record fit the code of today, and say in it why it does."""
+    content = read_json(experiment.path)
+    content["fingerprint"] = experiment.fingerprint()
+    content["kept"] = [*content.get("kept", []),
+                       {"on": datetime.date.today().isoformat(), "why": why}]
+    write_json(experiment.path, content)
+    print(f"{experiment.name}: kept")
+
+
 def cores():
     """How many this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -113,6 +127,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("chapters", nargs="*")
     parser.add_argument("--jobs", type=int, default=cores())
+    parser.add_argument("--same", metavar="WHY")
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.seed is not None:  # one of the processes of `measure`
@@ -121,6 +136,12 @@ def main():
         return print(json.dumps(run))
     if arguments.jobs < 1:
         sys.exit(f"--jobs {arguments.jobs}: must be at least 1")
+    if arguments.same is not None:
+        if not arguments.chapters or not arguments.same.strip():
+            sys.exit("--same WHY: must name the records, and give a reason")
+        for name in chosen(arguments.chapters):
+            keep(load(name), arguments.same)
+        return None
     start = time.perf_counter()
     experiments, failed = {}, []
     for name in chosen(arguments.chapters):
