@@ -204,6 +204,13 @@ class TiedHead(LanguageModelHead):
 ATTENTIONS = ("causal", "bidirectional", "sliding")
 
 
+def _places(real, length, device):
+    """Numbers of all tokens, `(S,)`, or `(B, S)` where some are padding."""
+    if real is None:
+        return torch.arange(length, device=device)
+    return (real.cumsum(dim=1) - 1).clamp(min=0)
+
+
 class Context:
     """What the layers of one forward pass have in common.
 
@@ -265,8 +272,9 @@ class Context:
                 return {"causal": True}
             mask = causal_mask(T, past=past, device=device)
         if narrow:
-            near = ~torch.ones(T, past + T, dtype=torch.bool,
-                               device=device).tril(past - window)
+            places = _places(self.real, past + T, device)
+            distance = self.positions[..., None] - places[..., None, :]
+            near = (distance < window).unsqueeze(-3)
             mask = near if mask is None else mask & near
         if self.real is not None:
             real = self.real[:, None, None, :]
@@ -282,8 +290,10 @@ class Context:
         if rotary is None:
             return None
         if rotary not in self._turns:
-            cos, sin = rotary(self.positions.unsqueeze(-2), past=self.past,
-                              length=self.past + self.positions.shape[-1])
+            length = self.past + self.positions.shape[-1]
+            if self.real is not None:  # padding makes no text longer
+                length = self.real.sum(dim=-1)
+            cos, sin = rotary(self.positions.unsqueeze(-2), length=length)
             self._turns[rotary] = partial(rotate, cos=cos, sin=sin)
         return self._turns[rotary]
 
@@ -396,9 +406,10 @@ class Transformer(nn.Module):
                              f"max_length={longest}")
         real = _join(attention_mask, cache, shape=(B, T))
         context = Context(
-            positions=_positions(real, past, T, x.device), past=past,
-            real=real, mask=mask, source=source, source_mask=source_mask,
-            source_maps=source_maps, cache=cache, maps=maps, balance=balance)
+            positions=_places(real, past + T, x.device)[..., past:],
+            past=past, real=real, mask=mask, source=source,
+            source_mask=source_mask, source_maps=source_maps, cache=cache,
+            maps=maps, balance=balance)
         x = self.embeddings(input_ids, positions=context.positions,
                             token_type_ids=token_type_ids,
                             inputs_embeds=inputs_embeds)
@@ -442,13 +453,6 @@ def _join(attention_mask, cache, *, shape):
     if before is None:
         before = real.new_ones(shape[0], cache.length)
     return torch.cat([before, real], dim=1)
-
-
-def _positions(real, past, T, device):
-    """Numbers of the tokens, `(T,)`, or `(B, T)` where some are padding."""
-    if real is None:
-        return torch.arange(past, past + T, device=device)
-    return (real.cumsum(dim=1) - 1).clamp(min=0)[:, -T:]
 
 # %% ../../nbs/23_transformer.ipynb #5ae1cf5b
 @dataclass(frozen=True)
