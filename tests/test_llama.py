@@ -222,3 +222,19 @@ def test_a_text_that_outgrows_its_length_is_continued_as_by_theirs(
         cache = ours.new_cache()
         ours(found[:, :5], cache=cache)
         assert distance(ours(found[:, 5:12], cache=cache), his) < 1e-5
+
+
+def test_several_ends_of_a_text_are_those_of_theirs(tmp_path):
+    theirs = drawn(settings("llama"))
+    theirs.save_pretrained(tmp_path)
+    prompt, _ = texts(97)
+    theirs.generation_config.eos_token_id = None
+    free = theirs.generate(prompt, max_new_tokens=12, do_sample=False)
+    ends = [free[0, 20].item(), free[1, 15].item(), free[2, 17].item()]
+    theirs.generation_config.pad_token_id = None
+    expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False,
+                               eos_token_id=ends)
+    found = greedy(load_model(tmp_path), prompt, max_new_tokens=12,
+                   eos_id=ends)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, free[:, :found.shape[1]])
