@@ -68,6 +68,12 @@ _GPTS = {
         "model_type": "openai-gpt", "afn": "gelu", "n_ctx": 512,
         "architectures": ["OpenAIGPTLMHeadModel"],
         "task_specific_params": _LONG},
+    "cdial-gpt": _gpt_sizes("13088 513 768 12 12") | _SUMMARY | _NOISE
+    | _OF_2018 | {
+        "model_type": "openai-gpt", "afn": "gelu", "n_ctx": 512,
+        "finetuning_task": None, "is_decoder": False, "num_labels": 2,
+        "output_past": True, "pruned_heads": {}, "torchscript": False,
+        "use_bfloat16": False},
     "gpt2": _gpt2("50257 1024 768 12 12"),
     "gpt2-medium": _gpt2("50257 1024 1024 24 16", **_OF_2018),
     "gpt2-large": _gpt2("50257 1024 1280 36 20"),

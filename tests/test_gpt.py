@@ -59,7 +59,6 @@ def test_parity(kind, changes, tmp_path):
     (read_gpt2, dict(activation_function="mish"),
      "activation_function='mish': must be 'gelu_new' or"),
     (read_gpt1, dict(afn="mish"), "afn='mish': must be"),
-    (read_gpt2, dict(n_ctx=16), "n_ctx=16: must be 32"),
 ])
 def test_what_is_not_implemented_is_refused(read, changes, message):
     with pytest.raises(ValueError, match=message) as error:

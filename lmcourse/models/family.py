@@ -151,8 +151,9 @@ _NOTES = frozenset(" ".join([
     # noise and penalties of training
     "attention_dropout hidden_dropout attn_pdrop embd_pdrop resid_pdrop",
     "router_aux_loss_coef router_jitter_noise",
-    # rows for special tokens (2018); since then vocab_size counts them
-    "n_special predict_special_tokens",
+    # of GPT in 2018: rows for special tokens, which vocab_size counts since
+    # then, and the width of a mask that is now made as wide as the text
+    "n_special predict_special_tokens n_ctx",
 ]).split())
 
 # Parts that any family's file may name, and that no model of ours has

@@ -75,12 +75,10 @@ _GPT1_ACTIVATIONS = _ACTIVATIONS | {"gelu": "gelu_tanh"}
 
 def _common(settings, *, key, activations, default):
     """The fields that GPT-1 and GPT-2 keep under the same keys."""
-    length = read_number(settings, "n_positions", kind=int)
-    read_choice(settings, "n_ctx", length)
     name = read_choice(settings, key, default, *activations)
     return {
         "vocab_size": read_number(settings, "vocab_size", kind=int),
-        "max_length": length,
+        "max_length": read_number(settings, "n_positions", kind=int),
         "d_model": read_number(settings, "n_embd", kind=int),
         "n_layers": read_number(settings, "n_layer", kind=int),
         "n_heads": read_number(settings, "n_head", kind=int),
