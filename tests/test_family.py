@@ -1,7 +1,13 @@
 """Pages that are understood in full, and the places of parameters."""
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 import torch
+import transformers
+from published import OLD_DEFAULTS, PUBLISHED
 from torch import nn
 
 from lmcourse.layers.transformer import TransformerConfig
@@ -18,7 +24,9 @@ from lmcourse.models.family import (
     write_config,
 )
 from lmcourse.models.gpt import GPT2_NAMES, GPT_FAMILIES, GPTS
-from lmcourse.models.llama import LLAMA_FAMILIES, LLAMAS
+from lmcourse.models.llama import LLAMA_FAMILIES, LLAMAS, OPEN_DECODERS
+
+FAMILIES = {f.model_type: f for f in GPT_FAMILIES + LLAMA_FAMILIES}
 
 
 def test_what_was_asked_for():
@@ -109,3 +117,92 @@ def test_essential_fields_tell_models_apart():
         assert essential_fields(config) != essential_fields(
             TransformerConfig(**fields | change)), change
     assert count_parameters(GPTS["gpt-2-small"]) == 124_439_808
+
+
+# Files as they were published
+
+
+def read_published(settings):
+    return read_config(FAMILIES[settings["model_type"]], settings)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_file_is_read_in_old_and_new_spelling(name):
+    old = PUBLISHED[name]
+    new = transformers.AutoConfig.for_model(**old)
+    config = read_published(old)
+    assert read_published(OLD_DEFAULTS | old) == config
+    assert read_published(new.to_dict()) == config
+    assert read_published(new.to_diff_dict()) == config
+    if name in OPEN_DECODERS:
+        assert essential_fields(config) == essential_fields(
+            OPEN_DECODERS[name])
+
+
+def test_the_published_files_are_of_all_families():
+    assert {f["model_type"] for f in PUBLISHED.values()} == FAMILIES.keys()
+    assert len(PUBLISHED) == 68
+
+
+OF_EACH_FAMILY = {kind: settings for settings in PUBLISHED.values()
+                  for kind in [settings["model_type"]]}
+
+
+@pytest.mark.parametrize("kind", OF_EACH_FAMILY)
+@pytest.mark.parametrize("key, value", [
+    ("hovercraft", "eels"), ("hovercraft", None), ("hidden_dropouts", 0.0),
+    ("is_encoder_decoder", True), ("add_cross_attention", True),
+    ("tie_encoder_decoder", True), ("cross_attention_hidden_size", 64),
+    ("pruned_heads", {"0": [1, 2]}), ("quantization_config", {"bits": 4}),
+])
+def test_what_may_change_a_number_is_refused_in_each_family(kind, key, value):
+    with pytest.raises(ValueError, match=f"^{key}="):
+        read_published(OF_EACH_FAMILY[kind] | {key: value})
+
+
+@pytest.mark.parametrize("kind, key, value", [
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+    ("gpt2", "reorder_and_upcast_attn", True),
+    ("gpt2", "scale_attn_weights", "no"),
+    ("gpt2", "layer_norm_epsilon", 0.0),
+    ("llama", "rope_interleaved", True),
+    ("llama", "layer_types", ["full_attention"]),
+    ("gemma", "hidden_activation", "relu"),
+    ("gemma2", "hidden_act", "relu"),
+    ("gemma2", "sliding_window_size", 2048),
+    ("gemma3_text", "hidden_act", "silu"),
+    ("gemma3_text", "attn_logit_softcapping", 50.0),
+    ("qwen2", "use_mrope", True),
+    ("qwen2", "dual_chunk_attention_config", {"chunk_size": 262144}),
+    ("qwen3_moe", "shared_expert_intermediate_size", 5632),
+    ("qwen3_moe", "qkv_bias", True),
+    ("qwen3_moe", "use_qk_norm", False),
+])
+def test_what_decides_in_one_family_is_refused_by_name(kind, key, value):
+    with pytest.raises(ValueError, match=f"^{key}="):
+        read_published(OF_EACH_FAMILY[kind] | {key: value})
+
+
+def test_what_decides_is_taken_over():
+    gpt2 = PUBLISHED["gpt2"]
+    unscaled = read_published(gpt2 | {"scale_attn_weights": False})
+    assert unscaled.attention_scale == 1.0
+    rough = read_published(gpt2 | {"layer_norm_epsilon": 1e-2})
+    assert rough.norm_eps == 1e-2
+
+
+def test_a_family_may_ask_for_what_others_must_have_off():
+    family = Family("pair", "Pair", lambda page: read_choice(
+        page, "is_encoder_decoder", True), dict, {})
+    assert read_config(family, {"is_encoder_decoder": True}) is True
+
+
+def test_noise_of_training_is_no_reason_to_refuse():
+    for kind, key in [("gpt2", "embd_pdrop"), ("gpt2", "attn_pdrop"),
+                      ("openai-gpt", "embd_pdrop"),
+                      ("llama", "attention_dropout"),
+                      ("mixtral", "router_jitter_noise"),
+                      ("qwen3_moe", "router_aux_loss_coef")]:
+        settings = OF_EACH_FAMILY[kind]
+        assert read_published(settings | {key: 0.3}) == read_published(
+            settings), key

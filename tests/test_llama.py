@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from parity import check_parity, drawn, texts
+from parity import check_parity, distance, drawn, texts
 
 from lmcourse.checkpoints import load_model
+from lmcourse.decoding import greedy
 from lmcourse.models.llama import (
     OPEN_DECODERS,
     cache_of_text,
@@ -187,3 +188,53 @@ def test_what_a_conversation_weighs():
 def test_gated_width_as_published(d_model, multiplier, multiple_of, d_ff):
     assert gated_width(d_model, multiplier=multiplier,
                        multiple_of=multiple_of) == d_ff
+
+
+@pytest.mark.parametrize("numbers", [
+    dict(rope_type="dynamic", factor=3.0, max_position_embeddings=8),
+    dict(rope_type="longrope", factor=4.0, short_factor=[1.0, 1.5, 2.0, 2.5],
+         long_factor=[1.0, 3.0, 5.0, 7.0],
+         original_max_position_embeddings=8),
+], ids=lambda numbers: numbers["rope_type"])
+def test_a_text_that_outgrows_its_length_is_continued_as_by_theirs(
+        numbers, tmp_path):
+    """From 5 tokens to 21, beyond 8, with a cache; and 5 to 12 at once."""
+    numbers = dict(numbers)
+    length = numbers.pop("max_position_embeddings", 64)
+    theirs = drawn(transformers.LlamaConfig(**SIZES | rope(**numbers) | dict(
+        max_position_embeddings=length, eos_token_id=None)))
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    prompt, _ = texts(97)
+    prompt = prompt[:, :5]
+    written = theirs.generate(prompt, max_new_tokens=16, do_sample=False,
+                              output_logits=True, return_dict_in_generate=True)
+    found = greedy(ours, prompt, max_new_tokens=16)
+    assert torch.equal(found, written.sequences)
+    cache, logits = ours.new_cache(), []
+    with torch.no_grad():
+        for part in found[:, :-1].split([5] + [1] * 15, dim=1):
+            logits.append(ours(part, cache=cache)[:, -1])
+        for mine, his in zip(logits, written.logits, strict=True):
+            assert distance(mine, his) < 1e-5
+        past = theirs(found[:, :5]).past_key_values
+        his = theirs(found[:, 5:12], past_key_values=past).logits
+        cache = ours.new_cache()
+        ours(found[:, :5], cache=cache)
+        assert distance(ours(found[:, 5:12], cache=cache), his) < 1e-5
+
+
+def test_several_ends_of_a_text_are_those_of_theirs(tmp_path):
+    theirs = drawn(settings("llama"))
+    theirs.save_pretrained(tmp_path)
+    prompt, _ = texts(97)
+    theirs.generation_config.eos_token_id = None
+    free = theirs.generate(prompt, max_new_tokens=12, do_sample=False)
+    ends = [free[0, 20].item(), free[1, 15].item(), free[2, 17].item()]
+    theirs.generation_config.pad_token_id = None
+    expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False,
+                               eos_token_id=ends)
+    found = greedy(load_model(tmp_path), prompt, max_new_tokens=12,
+                   eos_id=ends)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, free[:, :found.shape[1]])

@@ -111,11 +111,20 @@ def test_wrong_scalings(scaling, message):
         RotaryPositions(16, scaling=scaling)
 
 
-def test_odd_heads_and_angles_that_changed():
+def test_odd_heads():
     with pytest.raises(ValueError, match="d_head=5: must be even"):
         RotaryPositions(5)
-    rotary = RotaryPositions(16, scaling={"rope_type": "dynamic",
-                                          "factor": 2.0, **OLD})
-    rotary(torch.arange(10, 12), length=12, past=10)
-    with pytest.raises(ValueError, match="change between 64 and 65"):
-        rotary(torch.arange(64, 65), length=65, past=64)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s["rope_type"])
+def test_each_row_is_turned_for_its_own_length(scaling):
+    if scaling["rope_type"] == "dynamic":
+        scaling = scaling | OLD
+    rotary = RotaryPositions(32, scaling=scaling)
+    lengths = torch.tensor([3, 64, 65, 200])
+    positions = torch.arange(4) + torch.tensor([0, 60, 61, 196])[:, None]
+    both = rotary(positions.unsqueeze(1), length=lengths)
+    for row, n in enumerate(lengths.tolist()):
+        for found, alone in zip(both, rotary(positions[row], length=n),
+                                strict=True):
+            assert torch.equal(found[row, 0], alone)

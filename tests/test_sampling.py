@@ -632,6 +632,62 @@ def test_prompts_of_a_batch_are_continued_as_if_alone(side, eos_id):
     assert (ended > 0) == (eos_id is not None)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("eos_id", [None, 4, [4, 1, 9]])
+def test_with_generators_of_their_own_rows_draw_as_if_alone(side, eos_id):
+    prompts = some_prompts(side, lengths=(3, 7, 1, 5, 2, 4))
+    T = prompts["input_ids"].shape[1]
+
+    def generators():
+        return [torch.Generator().manual_seed(i) for i in range(6)]
+
+    model, ended = transformer("rotary"), 0
+    for source in (model, from_the_start(model)):
+        ids = sample(source, **prompts, max_new_tokens=12, eos_id=eos_id,
+                     generator=generators())
+        for row, mask, generator in zip(ids, prompts["attention_mask"],
+                                        generators(), strict=True):
+            prompt = {"input_ids": row[:T][mask][None], "eos_id": eos_id,
+                      "max_new_tokens": 12}
+            one = sample(source, **prompt, generator=[generator])
+            new = one[0, mask.sum():]
+            assert torch.equal(row[T:][:len(new)], new)
+            ended += len(new) < 12
+    assert (ended > 0) == (eos_id is not None)
+    tuples = sample(source, **prompts, max_new_tokens=12, eos_id=eos_id,
+                    generator=tuple(generators()))
+    assert torch.equal(tuples, ids)
+
+
+def test_one_generator_in_a_list_is_that_generator():
+    draws = [torch.Generator().manual_seed(5) for _ in range(2)]
+    assert torch.equal(
+        sample(CHAIN, START, max_new_tokens=9, generator=draws[0]),
+        sample(CHAIN, START, max_new_tokens=9, generator=draws[1:]))
+    with pytest.raises(ValueError) as error:
+        sample(CHAIN, START.expand(3, 1), max_new_tokens=1, generator=draws)
+    assert one_line(error) == ("generator: has 2: must be one, or one for "
+                               "each of 3 rows")
+
+
+def test_several_ids_end_a_text_and_the_first_fills_up():
+    chain = torch.eye(5).roll(1, dims=1).mul(9.0)  # 0, 1, 2, 3, 4, 0, ...
+
+    def next_logits(input_ids):
+        return chain[input_ids[:, -1]]
+
+    starts = torch.tensor([[0], [1], [2], [3]])
+    for ends in ([4, 2], (4, 2)):
+        ids = greedy(next_logits, starts, max_new_tokens=4, eos_id=ends)
+        assert ids.tolist() == [[0, 1, 2], [1, 2, 4], [2, 3, 4], [3, 4, 4]]
+    drawn = sample(next_logits, starts, max_new_tokens=4, eos_id=[2, 4],
+                   steps=sampler(top_k=1), generator=torch.Generator())
+    assert drawn.tolist() == [[0, 1, 2], [1, 2, 2], [2, 3, 4], [3, 4, 2]]
+    assert torch.equal(
+        greedy(next_logits, starts, max_new_tokens=4, eos_id=[3]),
+        greedy(next_logits, starts, max_new_tokens=4, eos_id=3))
+
+
 def test_rows_that_ended_are_not_read_any_more():
     sizes = []
 
@@ -761,6 +817,8 @@ def test_ids_outside_the_vocabulary(ids, words):
     ({"max_new_tokens": 1.5}, "max_new_tokens=1.5: must be an integer"),
     ({"eos_id": 3}, "eos_id=3: must be in [0, 3)"),
     ({"eos_id": -1}, "eos_id=-1: must be in [0, 3)"),
+    ({"eos_id": [1, 3]}, "eos_id=3: must be in [0, 3)"),
+    ({"eos_id": []}, "eos_id=[]: must have an id, or be None"),
 ])
 def test_other_arguments_of_greedy(change, words):
     with pytest.raises(ValueError) as error:

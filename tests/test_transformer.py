@@ -54,6 +54,17 @@ VARIANTS = {
     "mixtral": {**LLAMA, "n_experts": [None, 4] * 2,
                 "n_active_experts": [None, 2] * 2, "d_ff": [48, 20] * 2},
 }
+BY_LENGTH = {  # angles that change when a text is longer than 6 tokens
+    "dynamic": {**LLAMA, "rope_scaling": {
+        "rope_type": "dynamic", "factor": 3.0,
+        "original_max_position_embeddings": 6}},
+    "longrope": {**LLAMA, "rope_scaling": {
+        "rope_type": "longrope", "factor": 3.0,
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [1.0, 2.0, 4.0, 8.0],
+        "original_max_position_embeddings": 6}},
+}
+VARIANTS |= BY_LENGTH
 
 
 def ids(*shape, seed=0):
@@ -91,7 +102,8 @@ def test_padding_changes_nothing(variant, side):
     assert torch.equal(model(x, attention_mask=real.bool()), whole)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS
+                                     if v not in BY_LENGTH])
 @pytest.mark.parametrize("padded", [False, True])
 def test_cache_equals_whole_at_every_chunk(variant, padded):
     model, x = make(variant), ids(2, 14)
@@ -119,6 +131,92 @@ def test_padding_may_begin_after_the_cache():
     late = model(x[:, 5:], attention_mask=real[:, 5:], cache=cache)
     whole = model(x, attention_mask=real)[:, 5:]
     assert (late - whole)[real[:, 5:]].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("variant", ["mistral", "gemma2", *BY_LENGTH])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_with_a_cache_a_padded_row_is_as_it_is_alone(variant, chunk):
+    """Padding on the right, on the left and between, in several calls."""
+    model, x = make(variant), ids(3, 18)
+    real = torch.ones(3, 18, dtype=torch.bool)
+    real[0, 4:9], real[1, :7], real[2, 2:5], real[2, 9:12] = (False,) * 4
+    cache, parts = model.new_cache(), []
+    for part, some in zip(x.split(chunk, 1), real.split(chunk, 1),
+                          strict=True):
+        parts.append(model(part, attention_mask=some, cache=cache))
+    logits = torch.cat(parts, dim=1)
+    for row in range(3):
+        alone = one_call_for_each(model, x[row], real[row], chunk)
+        assert (logits[row][real[row]] - alone).abs().max() < 1e-6
+
+
+def one_call_for_each(model, x, real, chunk):
+    """The same calls for one row, without its padding."""
+    cache, parts = model.new_cache(), []
+    for part, some in zip(x.split(chunk), real.split(chunk), strict=True):
+        if some.any():
+            parts.append(model(part[some][None], cache=cache)[0])
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("variant", BY_LENGTH)
+def test_keys_keep_their_angles_while_a_text_grows(variant):
+    """Up to the old length as read at once; then as with those keys."""
+    model, x = make(variant), ids(1, 12)
+    whole, cache, parts = model(x), model.new_cache(), []
+    for part in x.split(1, dim=1):
+        parts.append(model(part, cache=cache))
+    found = torch.cat(parts, dim=1)
+    assert (found[:, :6] - model(x[:, :6])).abs().max() < 1e-10
+    assert (found - whole).abs().max() > 1e-3
+    short, late = model.new_cache(), model.new_cache()
+    model(x[:, :6], cache=short)
+    model(x[:, :6], cache=late)
+    at_once = model(x[:, 6:], cache=short)[:, :1]
+    first = model(x[:, 6:7], cache=late)
+    differs = (first - at_once).abs().max() > 1e-3
+    assert differs == (variant == "dynamic")  # longrope has two lengths only
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("trained", ["", "q_proj"])
+def test_backward_through_two_cached_calls(variant, trained):
+    model, x = make(variant), ids(2, 9)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    cache = model.new_cache()
+    logits = torch.cat([model(part, cache=cache)
+                        for part in x.split([4, 1, 4], dim=1)], dim=1)
+    found, expected = (torch.autograd.grad(out.square().sum(), learned)
+                       for out in (logits, model(x)))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() < 1e-6 * theirs.abs().max() + 1e-12
+
+
+def test_no_gradient_reaches_what_was_forgotten():
+    model, x = make("llama"), ids(1, 8)
+    cache = model.new_cache()
+    forgotten = model.embeddings.tokens(x[:, :6]).detach().requires_grad_()
+    model(inputs_embeds=forgotten, cache=cache)
+    cache.crop(2)
+    with torch.no_grad():
+        model(x[:, 2:6], cache=cache)
+    model(x[:, 6:], cache=cache).sum().backward()
+    assert (forgotten.grad is None
+            or forgotten.grad[:, 2:].abs().max() == 0)
+
+
+def test_an_emptied_cache_takes_another_batch():
+    model, x = make("llama"), ids(3, 7)
+    real = torch.ones(2, 7, dtype=torch.bool)
+    real[1, :3] = False
+    cache = model.new_cache()
+    model(x[:2], attention_mask=real, cache=cache)
+    cache.crop(0)
+    assert cache.batch_size is None and cache.n_bytes == 0
+    with torch.no_grad():
+        assert torch.equal(model(x, cache=cache), model(x))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -178,17 +178,18 @@ def _write(model, input_ids, *, attention_mask, choose, steps,
     _check_count("max_new_tokens", max_new_tokens, least=0)
     reader, new = as_reader(model), []
     logits = reader.read(input_ids, attention_mask=attention_mask)
-    _check_range(reader.input_ids, eos_id, V=logits.shape[-1])
-    end = -1 if eos_id is None else eos_id
+    ends = _ends(eos_id)
+    _check_range(reader.input_ids, ends, V=logits.shape[-1])
+    filler, stops = next(iter(ends), -1), input_ids.new_tensor(ends)
     rows = torch.arange(len(input_ids), device=input_ids.device)
     while len(new) < max_new_tokens and len(rows):
         if new:
             logits = reader.advance(new[-1][rows, None])[:, -1]
         scores = apply_steps(logits, steps, input_ids=reader.input_ids)
-        chosen = choose(scores).to(input_ids)
-        new.append(torch.full_like(input_ids[:, 0], end))
+        chosen = choose(scores, rows=rows).to(input_ids)
+        new.append(torch.full_like(input_ids[:, 0], filler))
         new[-1][rows] = chosen
-        going = (chosen != end).nonzero()[:, 0]
+        going = torch.isin(chosen, stops, invert=True).nonzero()[:, 0]
         if len(going) < len(rows):
             reader.select(going)
             rows = rows[going]
@@ -202,12 +203,24 @@ def _check_count(name, value, *, least):
                          f"at least {least}")
 
 
-def _check_range(input_ids, eos_id, *, V):
+def _ends(eos_id):
+    """The ids that end a text, none or several."""
+    if eos_id is None:
+        return ()
+    if not isinstance(eos_id, (list, tuple)):
+        return (eos_id,)
+    if not eos_id:
+        raise ValueError(f"eos_id={eos_id}: must have an id, or be None")
+    return tuple(eos_id)
+
+
+def _check_range(input_ids, ends, *, V):
     if input_ids.numel() and input_ids.max() >= V:
         raise ValueError(f"input_ids: {int(input_ids.max())}: "
                          f"must be in [0, {V})")
-    if eos_id is not None and not 0 <= eos_id < V:
-        raise ValueError(f"eos_id={eos_id}: must be in [0, {V})")
+    for end in ends:
+        if not 0 <= end < V:
+            raise ValueError(f"eos_id={end}: must be in [0, {V})")
 
 # %% ../../nbs/60_decoding.ipynb #5525c9ce
 def _checked(logits):
@@ -238,8 +251,9 @@ def greedy(model, input_ids, *, attention_mask=None, max_new_tokens,
         max_new_tokens: how many tokens to add at most.
         steps: what happens to the logits before the choice, as in
             `sample`.
-        eos_id: the token that ends a text; a row that ended early is
-            filled up with it. None never ends.
+        eos_id: the token that ends a text, or a list of several; a row
+            that ended early is filled up with the first of them. None
+            never ends.
 
     Returns:
         Prompts, as they came, and continuations, `(B, T + N)`, where N is
@@ -250,8 +264,8 @@ def greedy(model, input_ids, *, attention_mask=None, max_new_tokens,
         ValueError: ids outside the vocabulary, logits without a maximum.
     """
     return _write(model, input_ids, attention_mask=attention_mask,
-                  choose=lambda scores: scores.argmax(dim=-1), steps=steps,
-                  max_new_tokens=max_new_tokens, eos_id=eos_id)
+                  choose=lambda scores, rows: scores.argmax(dim=-1),
+                  steps=steps, max_new_tokens=max_new_tokens, eos_id=eos_id)
 
 # %% ../../nbs/60_decoding.ipynb #957fa8d5
 @dataclass(frozen=True)
@@ -417,24 +431,42 @@ def sample(model, input_ids, *, attention_mask=None, max_new_tokens,
             none samples from the model's own distribution. Each is called
             as `step(logits, input_ids=...)` with what the rows that still
             write have so far, `(B', S)`, -1 standing before shorter ones.
-        generator: a `torch.Generator`, which draws on its own device.
-        eos_id: the token that ends a text; a row that ended early is
-            filled up with it. None never ends.
+        generator: a `torch.Generator`, which draws on its own device; or
+            a list with one for each row, of which a row's draws depend on
+            its own only.
+        eos_id: the token that ends a text, or a list of several; a row
+            that ended early is filled up with the first of them. None
+            never ends.
 
     Returns:
         Prompts, as they came, and continuations, `(B, T + N)`, where N is
         at most max_new_tokens.
 
     Raises:
-        ValueError: ids outside the vocabulary, logits without a maximum.
+        ValueError: ids outside the vocabulary, logits without a maximum,
+            generators for another number of rows.
     """
-    def choose(scores):
-        probabilities = scores.softmax(dim=-1).to(generator.device)
-        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-
     return _write(model, input_ids, attention_mask=attention_mask,
-                  choose=choose, steps=steps, eos_id=eos_id,
-                  max_new_tokens=max_new_tokens)
+                  choose=_drawing(generator, len(input_ids)), steps=steps,
+                  eos_id=eos_id, max_new_tokens=max_new_tokens)
+
+
+def _draw(scores, generator):
+    """A token for each row of scores `(B, V)`."""
+    probabilities = scores.softmax(dim=-1).to(generator.device)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+def _drawing(generator, n_rows):
+    """What draws, from scores `(B', V)` of the rows that still write."""
+    if isinstance(generator, torch.Generator):
+        return lambda scores, rows: _draw(scores, generator)
+    if len(generator) != n_rows:
+        raise ValueError(f"generator: has {len(generator)}: must be one, or "
+                         f"one for each of {n_rows} rows")
+    return lambda scores, rows: torch.cat([
+        _draw(scores[i:i + 1], generator[row]).to(scores.device)
+        for i, row in enumerate(rows.tolist())])
 
 # %% ../../nbs/60_decoding.ipynb #76364ca3
 class CachedReader(PlainReader):
@@ -445,6 +477,10 @@ class CachedReader(PlainReader):
             for logits `(B, T, V)`; `model.new_cache()` makes an empty
             cache with a `length`, `select` and `crop`. Switching off
             dropout is left to the caller.
+
+    It agrees with a `PlainReader` but for rotary positions whose angles
+    depend on the length of the text (`RotaryPositions`), once a text
+    outgrows the old length.
     """
 
     def __init__(self, model):

@@ -301,7 +301,7 @@ class KVCache:
     Attributes:
         length: tokens that are remembered.
         given: how many of them were handed in by `prefixed`.
-        batch_size: B, or None before the first token.
+        batch_size: B, or None while nothing is remembered.
         n_bytes: of the keys and values of these tokens.
         real: `(B, length)`, False at padding; None while there was none.
     """
@@ -338,14 +338,12 @@ class KVCache:
 
     def _write(self, store, layer, new):
         stop, room = self.length + new.shape[-2], store[layer]
-        if torch.is_grad_enabled() and (new.requires_grad or (
-                room is not None and room.requires_grad)):
-            # written over, a tensor could not be differentiated
+        if torch.is_grad_enabled():  # backward needs what is there as it is
             old = [] if room is None else [room[..., :self.length, :]]
             store[layer] = torch.cat([*old, new], dim=-2)
             return store[layer]
-        if room is None or room.shape[-2] < stop:  # double, copy rarely
-            B, G, T, K = new.shape
+        if room is None or room.requires_grad or room.shape[-2] < stop:
+            B, G, T, K = new.shape  # double, copy rarely
             bigger = new.new_empty(B, G, max(64, 2 * stop), K)
             if room is not None:
                 bigger[..., :self.length, :] = room[..., :self.length, :]
@@ -361,6 +359,9 @@ class KVCache:
         """Forget all but the first `length` tokens."""
         if not 0 <= length <= self.length:
             raise ValueError(f"length={length}: must be in 0..{self.length}")
+        if length == 0:  # another batch may follow
+            self.__init__(len(self._keys))
+            return
         self.length, self.given = length, min(length, self.given)
         self.real = None if self.real is None else self.real[:, :length]
 

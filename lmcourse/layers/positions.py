@@ -172,6 +172,7 @@ def _longrope(plain, *, d_head, theta, length, factor, short_factor,
 
 ROPE_SCALINGS = {"linear": _linear, "dynamic": _dynamic, "llama3": _llama3,
                  "yarn": _yarn, "longrope": _longrope}
+_BY_LENGTH = ("dynamic", "longrope")
 
 # %% ../../nbs/21_positions.ipynb #043998af
 class RotaryPositions:
@@ -209,23 +210,22 @@ class RotaryPositions:
             plain, d_head=self.d_head, theta=self.theta, length=length,
             **self._numbers)
 
-    def __call__(self, positions, *, length, past=0):
+    def __call__(self, positions, *, length):
         """Cosines and sines, `(..., T, K / 2)`, for `rotate`.
 
         Args:
-            positions: `(..., T)`.
-            length: tokens of the whole text.
-            past: how many of them have been turned before, and kept.
-
-        Raises:
-            ValueError: the kept ones were turned by other angles.
+            positions: `(..., T)`, or `(B, ..., T)`.
+            length: tokens of the text, those before included; or of each
+                row's, a tensor `(B,)`. Keys that were turned for a shorter
+                text and kept in a cache stay as they are, also where the
+                kind would turn them by other angles now.
         """
+        if isinstance(length, torch.Tensor) and self.kind in _BY_LENGTH:
+            rows = zip(positions, length.tolist(), strict=True)
+            turned = [self(row, length=n) for row, n in rows]
+            cos, sin = map(torch.stack, zip(*turned, strict=True))
+            return cos, sin
         frequencies, factor = self.frequencies(length)
-        if past and self.kind in ("dynamic", "longrope"):
-            if not torch.equal(frequencies, self.frequencies(past)[0]):
-                raise ValueError(
-                    f"rope_type={self.kind!r}: its angles change between "
-                    f"{past} and {length} tokens, read them without cache")
         angles = _angles(positions, frequencies)
         return angles.cos() * factor, angles.sin() * factor
 

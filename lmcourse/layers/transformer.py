@@ -205,12 +205,19 @@ class TiedHead(LanguageModelHead):
 ATTENTIONS = ("causal", "bidirectional", "sliding")
 
 
+def _places(real, length, device):
+    """Numbers of all tokens, by row where some are padding."""
+    if real is None:
+        return torch.arange(length, device=device)
+    return (real.cumsum(dim=1) - 1).clamp(min=0)
+
+
 class Context:
     """What the layers of one forward pass have in common.
 
     Args:
-        positions: of the tokens, `(T,)` or `(B, T)`.
-        past: tokens before them, in the cache.
+        positions: of all tokens, `(past + T,)` or `(B, past + T)`.
+        past: how many of them are in the cache.
         real: `(B, past + T)`, False at padding; None if there is none.
         mask: a mask of one's own; see `Transformer.hidden_states`.
         source: hidden states of another text, `(B, S, D)`.
@@ -224,7 +231,8 @@ class Context:
     def __init__(self, *, positions, past=0, real=None, mask=None,
                  source=None, source_mask=None, source_maps=None, cache=None,
                  maps=None, balance=None):
-        self.positions, self.past, self.real = positions, past, real
+        self.everywhere, self.past, self.real = positions, past, real
+        self.positions = positions[..., past:]
         self.mask, self.cache, self.maps = mask, cache, maps
         self.source, self.source_mask = source, source_mask
         self.source_maps, self.balance = source_maps, balance
@@ -266,8 +274,9 @@ class Context:
                 return {"causal": True}
             mask = causal_mask(T, past=past, device=device)
         if narrow:
-            near = ~torch.ones(T, past + T, dtype=torch.bool,
-                               device=device).tril(past - window)
+            distance = (self.positions[..., None]
+                        - self.everywhere[..., None, :])
+            near = (distance < window).unsqueeze(-3)
             mask = near if mask is None else mask & near
         if self.real is not None:
             real = self.real[:, None, None, :]
@@ -283,8 +292,10 @@ class Context:
         if rotary is None:
             return None
         if rotary not in self._turns:
-            cos, sin = rotary(self.positions.unsqueeze(-2), past=self.past,
-                              length=self.past + self.positions.shape[-1])
+            length = self.past + self.positions.shape[-1]
+            if self.real is not None:  # padding makes no text longer
+                length = self.real.sum(dim=-1)
+            cos, sin = rotary(self.positions.unsqueeze(-2), length=length)
             self._turns[rotary] = partial(rotate, cos=cos, sin=sin)
         return self._turns[rotary]
 
@@ -411,11 +422,13 @@ class Transformer(nn.Module):
             raise ValueError(f"length={past + T}: must be at most "
                              f"max_length={longest}")
         real = _join(attention_mask, cache, shape=(B, T))
-        if position_ids is None:
-            position_ids = _positions(real, past, T, x.device)
+        positions = _places(real, past + T, x.device)
+        if position_ids is not None:
+            before = positions[..., :past].expand(B, -1)
+            positions = torch.cat([before, position_ids], dim=-1)
         routed = None if balance is None else []
         context = Context(
-            positions=position_ids, past=past, real=real, mask=mask,
+            positions=positions, past=past, real=real, mask=mask,
             source=source, source_mask=source_mask, source_maps=source_maps,
             cache=cache, maps=maps, balance=routed)
         x = self.embeddings(input_ids, positions=context.positions,
@@ -472,13 +485,6 @@ def _join(attention_mask, cache, *, shape):
     if before is None:
         before = real.new_ones(shape[0], cache.length)
     return torch.cat([before, real], dim=1)
-
-
-def _positions(real, past, T, device):
-    """Numbers of the tokens, `(T,)`, or `(B, T)` where some are padding."""
-    if real is None:
-        return torch.arange(past, past + T, device=device)
-    return (real.cumsum(dim=1) - 1).clamp(min=0)[:, -T:]
 
 # %% ../../nbs/23_transformer.ipynb #5ae1cf5b
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def read_choice(settings, key, *allowed):
     value = settings.get(key, allowed[0])
     if value not in allowed:
         raise ValueError(f"{key}={value!r}: must be "
-                         + " or ".join(map(repr, dict.fromkeys(allowed))))
+                         + " or ".join(dict.fromkeys(map(repr, allowed))))
     return value
 
 
@@ -119,16 +119,48 @@ def read_number(settings, key, *default, kind=(int, float)):
 
 # %% ../../nbs/39_family.ipynb #d6bc1f84
 #| code-fold: true
-_NOTES = frozenset("""
-    architectures model_type transformers_version torch_dtype dtype
-    _name_or_path auto_map use_cache cache_implementation pretraining_tp
-    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id
-    cls_token_id mask_token_id decoder_start_token_id max_sequence_length
-    id2label label2id num_labels problem_type task_specific_params
-    output_attentions output_hidden_states return_dict is_decoder
-    chunk_size_feed_forward gradient_checkpointing is_llama_config
-    transformers.js_config
-    """.split())
+_NOTES = frozenset(" ".join([
+    # who made the files, with what, and in which format of numbers
+    "architectures model_type transformers_version _name_or_path auto_map",
+    "torch_dtype dtype is_llama_config transformers.js_config",
+    "unsloth_fixed unsloth_version",
+    # texts: which ids are special, and how the next token is chosen
+    "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id",
+    "cls_token_id mask_token_id decoder_start_token_id prefix",
+    "tokenizer_class max_sequence_length model_max_length max_length",
+    "max_new_tokens min_length do_sample early_stopping num_beams",
+    "num_beam_groups diversity_penalty temperature top_k top_p typical_p",
+    "penalty_alpha repetition_penalty length_penalty no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size bad_words_ids suppress_tokens",
+    "begin_suppress_tokens forced_bos_token_id forced_eos_token_id",
+    "exponential_decay_length_penalty remove_invalid_values",
+    "num_return_sequences",
+    # heads of other tasks; a file that has one is refused for its tensors
+    "id2label label2id num_labels _num_labels problem_type finetuning_task",
+    "task_specific_params summary_type summary_use_proj summary_activation",
+    "summary_proj_to_labels summary_first_dropout classifier_dropout",
+    # how it is computed, and what is returned besides
+    "attn_implementation _attn_implementation _attn_implementation_autoset",
+    "_attn_implementation_internal _flash_attn_2_enabled use_flash_attn",
+    "experts_implementation _experts_implementation use_cache",
+    "cache_implementation output_past pretraining_tp",
+    "chunk_size_feed_forward gradient_checkpointing torchscript",
+    "use_bfloat16 tf_legacy_loss return_dict return_dict_in_generate",
+    "output_attentions output_hidden_states output_scores is_decoder",
+    "output_router_logits keys_to_ignore_at_inference",
+    # noise and penalties of training
+    "attention_dropout hidden_dropout attn_pdrop embd_pdrop resid_pdrop",
+    "router_aux_loss_coef router_jitter_noise",
+    # of GPT in 2018: rows for special tokens, which vocab_size counts since
+    # then, and the width of a mask that is now made as wide as the text
+    "n_special predict_special_tokens n_ctx",
+]).split())
+
+# Parts that any family's file may name, and that no model of ours has
+# unless its family asks for them.
+_OFF = {"is_encoder_decoder": False, "add_cross_attention": False,
+        "tie_encoder_decoder": False, "cross_attention_hidden_size": None,
+        "pruned_heads": {}}
 
 # %% ../../nbs/39_family.ipynb #24ab14f3
 class Asked(Mapping):
@@ -214,8 +246,9 @@ class Family:
         architecture: its class in `transformers`, as in `config.json`.
         read: from the file's keys and values to a configuration. It uses
             `settings[key]` and `settings.get(key, default)` only; keys that
-            it does not ask for are refused.
-        write: the way back; keys that `read` does not ask for are dropped.
+            it does not ask for are refused, notes excepted.
+        write: the way back; keys that `read` does not ask for are dropped,
+            notes excepted.
         names: where the parameters lie; see `find_place`.
         build: from a configuration to a module with parameters of those
             names and an attribute `config`.
@@ -259,6 +292,9 @@ def read_config(family, settings):
         raise ValueError(f"{error.args[0]} is missing") from None
     except (TypeError, ArithmeticError) as error:
         raise ValueError(str(error)) from None
+    for key, off in _OFF.items():
+        if key not in page.asked:
+            read_choice(page, key, off)
     for key in settings:
         if key not in page.asked | _NOTES:
             raise ValueError(f"{key}={settings[key]!r}: is not known for "
@@ -317,7 +353,7 @@ def write_config(family, config):
             raise ValueError(f"model_type={family.model_type!r}: cannot say "
                              f"{name}={value!r}")
     return {key: value for key, value in page.settings.items()
-            if key in page.asked}
+            if key in page.asked | _NOTES}
 
 # %% ../../nbs/39_family.ipynb #792608f6
 def count_parameters(config, *, build=build_transformer):

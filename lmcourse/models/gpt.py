@@ -75,20 +75,10 @@ _GPT1_ACTIVATIONS = _ACTIVATIONS | {"gelu": "gelu_tanh"}
 
 def _common(settings, *, key, activations, default):
     """The fields that GPT-1 and GPT-2 keep under the same keys."""
-    for name in ("attn_pdrop", "summary_type", "summary_use_proj",
-                 "summary_activation", "summary_proj_to_labels",
-                 "summary_first_dropout"):
-        settings.get(name)  # of training, or of heads that are not ours
-    dropout = read_number(settings, "resid_pdrop", 0.1, 0.0)
-    if settings.get("embd_pdrop", 0.1) != dropout:
-        raise ValueError(f"embd_pdrop={settings.get('embd_pdrop', 0.1)!r}: "
-                         f"must be resid_pdrop={dropout}")
-    length = read_number(settings, "n_positions", kind=int)
-    read_choice(settings, "n_ctx", length)
     name = read_choice(settings, key, default, *activations)
     return {
         "vocab_size": read_number(settings, "vocab_size", kind=int),
-        "max_length": length,
+        "max_length": read_number(settings, "n_positions", kind=int),
         "d_model": read_number(settings, "n_embd", kind=int),
         "n_layers": read_number(settings, "n_layer", kind=int),
         "n_heads": read_number(settings, "n_head", kind=int),
@@ -98,7 +88,7 @@ def _common(settings, *, key, activations, default):
                                          0.02),
         "tie_weights": read_choice(settings, "tie_word_embeddings", True,
                                    False),
-        "dropout": dropout,
+        "dropout": read_number(settings, "resid_pdrop", 0.1, 0.0),
     }
 
 # %% ../../nbs/40_gpt.ipynb #95af9d29
@@ -106,9 +96,9 @@ def read_gpt2(settings):
     """The configuration that a GPT-2's `config.json` describes.
 
     Args:
-        settings: the file's keys and values. Attention weights get the
-            dropout of the rest, as in the published files, whatever
-            `attn_pdrop` says; it concerns training only.
+        settings: the file's keys and values. There is one dropout, that
+            of `resid_pdrop`; `embd_pdrop` and `attn_pdrop` are the same in
+            the published files, and concern training only.
 
     Returns:
         A `TransformerConfig`.
@@ -116,9 +106,8 @@ def read_gpt2(settings):
     Raises:
         ValueError: for a value that no piece of this book stands for.
     """
-    for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention",
-                 "reorder_and_upcast_attn"):
-        read_choice(settings, name, False)
+    read_choice(settings, "scale_attn_by_inverse_layer_idx", False)
+    read_choice(settings, "reorder_and_upcast_attn", False)
     fields = _common(settings, key="activation_function",
                      activations=_ACTIVATIONS, default="gelu_new")
     scaled = read_choice(settings, "scale_attn_weights", True, False)

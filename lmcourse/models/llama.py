@@ -287,7 +287,6 @@ _count = partial(read_number, kind=int)
 def _common(settings, *, activation="silu", key="hidden_act", tied=False,
             eps=1e-6):
     """The fields that stand under the same keys in all nine families."""
-    read_choice(settings, "attention_dropout", 0.0)
     name = _GATED[read_choice(settings, key, activation, *_GATED)]
     return {
         "vocab_size": _count(settings, "vocab_size"),
@@ -462,8 +461,10 @@ def read_qwen3(settings):
         | _biases(settings, attention_bias="qkv out")))
 
 # %% ../../nbs/41_llama.ipynb #7b59c720
-def _gemma_common(settings, key):
+def _gemma_common(settings, key, unused):
     read_choice(settings, "use_bidirectional_attention", None, False)
+    read_choice(settings, unused, None, "gelu_pytorch_tanh",
+                settings.get(key))
     fields = _common(settings, activation="gelu_pytorch_tanh", key=key,
                      tied=True)
     return fields | {
@@ -474,11 +475,10 @@ def _gemma_common(settings, key):
 
 def read_gemma(settings):
     """The same as `read_llama` for Gemma 1."""
-    fields = GEMMA | _gemma_common(settings, "hidden_act")
+    fields = GEMMA | _gemma_common(settings, "hidden_act",
+                                   "hidden_activation")
     if fields["feed_forward"] == "geglu":  # what first files call it
         fields["feed_forward"] = "geglu_tanh"
-    read_choice(settings, "hidden_activation", None, "gelu_pytorch_tanh",
-            settings.get("hidden_act"))
     return TransformerConfig(**fields | _positions(settings))
 
 
@@ -489,8 +489,10 @@ def _gemma_scores(settings):
 
 def read_gemma2(settings):
     """The same as `read_llama` for Gemma 2."""
-    fields = GEMMA2 | _gemma_common(settings, "hidden_activation")
+    fields = GEMMA2 | _gemma_common(settings, "hidden_activation",
+                                    "hidden_act")
     window = _count(settings, "sliding_window", 4096)
+    read_choice(settings, "sliding_window_size", window)
     layer_types = settings.get("layer_types") or [
         "full_attention" if i % 2 else "sliding_attention"
         for i in range(fields["n_layers"])]
@@ -507,7 +509,8 @@ def read_gemma2(settings):
 def read_gemma3(settings):
     """The same as `read_llama` for the text part of Gemma 3."""
     read_choice(settings, "attn_logit_softcapping", None)
-    fields = GEMMA3 | _gemma_common(settings, "hidden_activation")
+    fields = GEMMA3 | _gemma_common(settings, "hidden_activation",
+                                    "hidden_act")
     fields["logit_softcap"] = read_number(
         settings, "final_logit_softcapping", None)
     length = fields["max_length"]
@@ -540,8 +543,6 @@ def read_gemma3(settings):
 # %% ../../nbs/41_llama.ipynb #bcdfd494
 def _experts(settings, *, key, n_active):
     """The fields that say which experts there are."""
-    for name in ("output_router_logits", "router_aux_loss_coef"):
-        settings.get(name)  # they speak of training only
     return {"n_experts": _count(settings, key),
             "n_active_experts": _count(settings, "num_experts_per_tok",
                                        n_active)}
@@ -549,7 +550,6 @@ def _experts(settings, *, key, n_active):
 
 def read_mixtral(settings):
     """The same as `read_llama` for Mixtral."""
-    read_choice(settings, "router_jitter_noise", 0.0)
     window = _count(settings, "sliding_window", None)
     return TransformerConfig(**by_layer(
         LLAMA | _common(settings, eps=1e-5)
@@ -581,6 +581,9 @@ def read_qwen3_moe(settings):
     if not read_choice(settings, "use_sliding_window", False, True):
         window = None
     settings.get("max_window_layers")  # means nothing in this family
+    read_choice(settings, "use_qk_norm", True)
+    read_choice(settings, "qkv_bias", False)
+    read_choice(settings, "shared_expert_intermediate_size", 0)
     return TransformerConfig(**by_layer(
         fields | _positions(settings) | _all_sliding(settings, window)
         | _biases(settings, attention_bias="qkv out")))
@@ -704,8 +707,8 @@ QWEN3_MOE_NAMES = _with_experts("mlp")
 
 # %% ../../nbs/41_llama.ipynb #1a0299c1
 LLAMA_FAMILIES = tuple(
-    Family(model_type, architecture, read, write_decoder, names)
-    for model_type, architecture, read, names in [
+    Family(model_type, architecture, reader, write_decoder, names)
+    for model_type, architecture, reader, names in [
         ("llama", "LlamaForCausalLM", read_llama, DECODER_NAMES),
         ("mistral", "MistralForCausalLM", read_mistral, DECODER_NAMES),
         ("qwen2", "Qwen2ForCausalLM", read_qwen2, DECODER_NAMES),
