@@ -192,11 +192,13 @@ def causal_loss(model, batch, *, balance_weight=0.01):
     Returns:
         The term "next token", in nats, and "balance" if there is one.
 
+    Raises:
+        ValueError: if the batch has other names, or shapes that differ.
+
     Source: the slide "Decoder Pretraining", its loss; Fedus et al. (2022),
     section 2.2, for the balance.
     """
-    if not isinstance(batch, dict):
-        batch = {"input_ids": batch}
+    batch = _named(batch)
     inputs, labels = batch["input_ids"][:, :-1], _next_tokens(batch)
     seen, balance = _seen(batch), []
     count = int((labels != IGNORE_INDEX).sum())
@@ -211,6 +213,20 @@ def causal_loss(model, batch, *, balance_weight=0.01):
         n = len(inputs)
         terms["balance"] = Term(sum(balance) * n, n, balance_weight)
     return terms
+
+
+def _named(batch):
+    """The batch as a dict, its names and shapes checked."""
+    batch = batch if isinstance(batch, dict) else {"input_ids": batch}
+    known = ("input_ids", "attention_mask", "document_ids", "labels")
+    for name in {"input_ids": None, **batch}:
+        _require(name in batch and name in known, "batch", [*batch],
+                 f"a dict with input_ids, and at most {', '.join(known)}")
+        shape, own = batch["input_ids"].shape, batch[name].shape
+        _require(len(own) == 2 and own == shape, name, tuple(own),
+                 f"(B, T + 1), for all of a batch the same; input_ids has "
+                 f"{tuple(shape)}")
+    return batch
 
 
 def _next_tokens(batch):

@@ -868,6 +868,21 @@ def test_labels_of_ones_own():
     assert term.total.item() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("change, message", [
+    ({"attention_mask": torch.ones(4, 3)},
+     r"attention_mask=\(4, 3\): must be \(B, T \+ 1\).*has \(4, 7\)"),
+    ({"input_ids": torch.ones(7)}, r"input_ids=\(7,\): must be \(B, T"),
+    ({"token_type_ids": torch.ones(4, 7)}, "batch=.*'token_type_ids'.: must "
+                                           "be a dict with input_ids, and"),
+    ({"input_ids": None}, "batch=.'attention_mask'.: must be a dict with in"),
+])
+def test_bad_batches_of_documents(change, message):
+    batch = {name: x for name, x in {**padded("left"), **change}.items()
+             if x is not None}
+    with pytest.raises(ValueError, match=message):
+        causal_loss(reader(), batch)
+
+
 def test_a_piece_without_labels():
     """The last rows ask for nothing; in pieces it is the same training."""
     batch = packed()
