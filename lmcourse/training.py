@@ -214,7 +214,8 @@ def causal_loss(model, batch, *, balance_weight=0.01):
         terms["balance"] = Term(sum(balance) * n, n, balance_weight)
     return terms
 
-
+# %% ../nbs/30_training.ipynb #ae6acf42
+#| code-fold: true
 def _named(batch):
     """The batch as a dict, its names and shapes checked."""
     batch = batch if isinstance(batch, dict) else {"input_ids": batch}
