@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
+from numbers import Integral
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -147,7 +148,8 @@ def _check_roles(tokenizer):
     used += [("prefix", token) for token in tokenizer.prefix]
     used += [("suffix", token) for token in tokenizer.suffix]
     for name, token in used:
-        if token not in tokenizer.special_tokens:
+        if token not in tokenizer.special_tokens and (
+                name != "unk_token" or tokenizer.unk_id is None):
             raise ValueError(f"{name}={token!r}: must be one of the special "
                              f"tokens {[*tokenizer.special_tokens]}")
 
@@ -245,7 +247,11 @@ class _Vocabulary(PlainTokenizer):
     @cached_property
     def unk_id(self):
         """The id of `unk_token`; None if there is none."""
-        return self.special_tokens.get(self.unk_token)
+        if self.unk_token is None:
+            return None
+        as_bytes = self.vocab.get(self.unk_token.encode())
+        return self.special_tokens.get(
+            self.unk_token, self.vocab.get(self.unk_token, as_bytes))
 
     @cached_property
     def _all_ids(self):
@@ -300,6 +306,14 @@ class _Vocabulary(PlainTokenizer):
         """The tokenizer for text that something else stands before."""
         return (replace(self, prefix_space=False)
                 if self.prefix_space == "first" else self)
+
+    @cached_property
+    def _inside(self):
+        """The same for `decode`: where a space was put only if none was
+        typed, the ids no longer tell which of the two it is.
+        """
+        return replace(self.later, prefix_space=False) \
+            if self.prefix_space == "missing" else self.later
 
     @cached_property
     def _matcher(self):
@@ -375,7 +389,8 @@ class Tokenizer(_Vocabulary):
             which may be those of the same tokens in `vocab`.
         matching: for some of these two, a `Matching` that says how they
             are found. Others are found exactly as they are.
-        unk_token: the special token that stands for unknown text, if any.
+        unk_token: the token that stands for unknown text, if any; a special
+            one, or one of `vocab`.
         prefix: special tokens that `add_special_tokens` puts first.
         suffix: special tokens that `add_special_tokens` puts last.
 
@@ -434,7 +449,7 @@ class Tokenizer(_Vocabulary):
             if alone:
                 parts += [self._spelled_by_id[i] for i in run]
             else:
-                coder = self.later if parts else self
+                coder = self._inside if parts else self
                 parts.append(coder.decode_plain(list(run), errors))
         return self._join(parts)
 
@@ -447,10 +462,13 @@ class Tokenizer(_Vocabulary):
         (id,) = self._checked([id])
         return self._spelled_by_id.get(id) or self._show(self.by_id[id])
 
-    def encode_batch(self, texts, **options):
+    def encode_batch(self, texts, *, allowed_special=(), **options):
         """The ids of each text; the options are those of `encode`."""
         _check_texts(texts)
-        return [self.encode(text, **options) for text in texts]
+        if not isinstance(allowed_special, str):  # it may be read only once
+            allowed_special = tuple(allowed_special)
+        return [self.encode(text, allowed_special=allowed_special, **options)
+                for text in texts]
 
     def encode_to_numpy(self, text, **options):
         """The ids as an int32 array `(T,)`; the options of `encode`."""
@@ -472,7 +490,8 @@ def compile_pattern(pattern):
     """The compiled regular expression of words.
 
     Args:
-        pattern: the expression, for the `regex` library.
+        pattern: the expression, for the `regex` library, in its version 1:
+            `[a-z&&[^x]]` is what both sets have, as in other engines.
 
     Raises:
         TypeError: it is no string.
@@ -482,7 +501,7 @@ def compile_pattern(pattern):
         raise TypeError(f"pattern={pattern!r}: must be a regular expression "
                         "in a string")
     try:
-        found = regex.compile(pattern)
+        found = regex.compile(pattern, regex.V1)
     except regex.error as error:
         raise ValueError(f"pattern={pattern!r}: does not compile, "
                          f"{error}") from None
@@ -520,7 +539,7 @@ def _most_frequent(counts, vocab_size, special_tokens, unk_token):
         raise ValueError("texts: must hold at least one character")
     if vocab_size is None:
         vocab_size = len(special) + len(counts)
-    if not isinstance(vocab_size, int) or vocab_size <= len(special):
+    if not isinstance(vocab_size, Integral) or vocab_size <= len(special):
         raise ValueError(f"vocab_size={vocab_size!r}: must be an integer "
                          f"larger than the {len(special)} special tokens")
     kept = counts.most_common(vocab_size - len(special))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Steps', 'UnicodeForm', 'Replace', 'ReplaceAll', 'Prepend', 'Strip', 'drop_marks', 'ByGrapheme', 'Matching',
-           'split_matched', 'Matcher', 'merges_of_ranks', 'load_tokenizer', 'save_tokenizer']
+           'split_matched', 'Matcher', 'WordBPE', 'merges_of_ranks', 'load_tokenizer', 'save_tokenizer']
 
 # %% ../../nbs/84_tokenizer_files.ipynb #4f759f5a
 import base64
@@ -13,6 +13,7 @@ import gc
 import json
 import re
 import unicodedata
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache, partial
@@ -23,14 +24,22 @@ from typing import NamedTuple
 import regex
 
 from ..files import read_json, write_json
-from .base import Characters, Words, prepare_text
+from lmcourse.tokenizers.base import (
+    Characters,
+    Tokenizer,
+    Words,
+    prepare_text,
+)
 from lmcourse.tokenizers.bpe import (
     GPT2_ALPHABET,
     GPT2_PATTERN,
     GPT4_PATTERN,
     ByteBPE,
     CheckedMerges,
+    Only,
     WordMemory,
+    compile_patterns,
+    cut_in_turn,
     patterns_of,
 )
 from lmcourse.tokenizers.unigram import (
@@ -48,6 +57,8 @@ from lmcourse.tokenizers.sentencepiece_file import (
     Charsmap,
     PieceBPE,
     PieceNormalizer,
+    look_up,
+    merge_pieces,
     read_sentencepiece,
 )
 
@@ -127,7 +138,7 @@ class ReplaceAll:
 
 def _regular(pattern):
     try:
-        return regex.compile(pattern)
+        return regex.compile(pattern, regex.V1)
     except regex.error as error:
         raise ValueError(f"pattern={pattern!r:.60}: does not compile, "
                          f"{error}") from None
@@ -292,21 +303,72 @@ class _Object:
 
 # %% ../../nbs/84_tokenizer_files.ipynb #bd2c7e27
 _PARTS = regex.compile(
-    r"\\[pPxu]\{[^}]*\}|\\.|\(\?(?:i:|<[=!]|.)|\[:\^?\w+:\]|\}\+|&&|.",
+    r"\\[pP]\{\^?\w+\}|\\u[\da-fA-F]{4}|\\x[0-7][\da-fA-F]|\\.|\[\^?\]|\[:"
+    r"|\(\?(?:i:[a-zA-Z'’|\[\]]*\)|<?.)|\{\d+\}\?|\{[\d,]*\}\+"
+    r"|&&|--|\|\||~~|.",
     regex.DOTALL)
-_ALIKE = ("(?:", "(?=", "(?!", "(?>", "(?i:", "(?<=", "(?<!")
+_ALIKE = ("(?:", "(?=", "(?!", "(?>", "(?<=", "(?<!")
+_ONE_FOR_TWO = regex.compile("(?i)ss|f[fil]|st")  # ß, the ligatures
+_PROPERTIES = {*(
+    "l lu ll lt lm lo m mn mc me n nd nl no p pc pd ps pe pi pf po s sm sc "
+    "sk so z zs zl zp c cc cf co letter mark number punctuation symbol "
+    "separator alphabetic white_space any arabic armenian bengali cyrillic "
+    "devanagari ethiopic georgian greek gujarati gurmukhi han hangul hebrew "
+    "hiragana kannada katakana khmer lao latin malayalam mongolian myanmar "
+    "sinhala tamil telugu thai tibetan").split()}
+_WORD_SET = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}"
+_OWN_WORD = _WORD_SET + r"\u200C\u200D"
+_THEIR_WORD = _WORD_SET + "²³¹¼½¾"
 
 
-def _check_pattern(pattern):
-    """Refuse what two libraries understand in two ways."""
-    in_set = False
+def _differs(part, in_set):
+    """Whether two libraries understand a part of a pattern in two ways."""
+    if part[:2] in (r"\p", r"\P"):
+        return part[3:-1].strip("^").lower() not in _PROPERTIES
+    if part[0] == "\\":
+        return len(part) == 2 and part[1].isalnum() and (
+            part[1] not in ("sSdDwWrntfva" if in_set else "sSdDwWrntfvabBA"))
+    if in_set:
+        return part in ("[:", "--", "||", "~~")
+    if part[:4] == "(?i:":
+        return bool(_ONE_FOR_TWO.search(part)) or part[-1] != ")"
+    return (part in ("^", "$", "[]", "[^]") or part[-2:] in ("}+", "}?")
+            or part[:2] == "(?" and part not in _ALIKE)
+
+
+def _translated(pattern, word):
+    """A pattern in which the letters of `word` stand for `\\w`.
+
+    What two libraries understand in two ways is refused.
+    """
+    edges = [f"(?<{x}[{word}])(?{y}[{word}])" for x, y in
+             ("=!", "!=", "==", "!!")]
+    outside = {r"\w": f"[{word}]", r"\W": f"[^{word}]",
+               r"\b": f"(?:{'|'.join(edges[:2])})",
+               r"\B": f"(?:{'|'.join(edges[2:])})"}
+    depth, parts = 0, []
     for part in _PARTS.findall(pattern):
-        if (part in ("\\Z", "\\z", "\\h", "\\H", "\\G")
-                or part in (("[", "&&") if in_set else ("^", "$", "}+"))
-                or not in_set and part[:2] == "(?" and part not in _ALIKE):
+        if _differs(part, depth > 0):
             raise ValueError(f"pattern={pattern!r:.60}: {part} means another "
                              "thing to the tokenizers library than here")
-        in_set = part != "]" if in_set else part == "["
+        inside = {r"\w": word, r"\W": f"[^{word}]"}
+        parts.append((inside if depth else outside).get(part, part))
+        depth += part == "[" or -(part == "]" and depth > 0)
+    return "".join(parts)
+
+
+def _written_pattern(pattern):
+    """A pattern of ours as the `tokenizers` library has to see it."""
+    return _translated(pattern, _OWN_WORD)
+
+
+def _read_pattern(pattern):
+    """The way back: what this one wrote, or what others have written."""
+    pattern = _translated(pattern, _THEIR_WORD)
+    for short, written in ((r"\w", f"[{_OWN_WORD}]"),
+                           (r"\W", f"[^{_OWN_WORD}]"), (r"\w", _OWN_WORD)):
+        pattern = pattern.replace(written, short)
+    return pattern
 
 
 def _pattern(found):
@@ -319,7 +381,7 @@ def _pattern(found):
         raise found.wrong("pattern", {kind: text}, "not empty")
     try:
         if kind == "Regex":
-            _check_pattern(text)
+            text = _read_pattern(text)
             _regular(text)
     except ValueError as error:
         raise ValueError(f"{found.where}: {error}") from None
@@ -549,8 +611,10 @@ def _added_tokens(top, vocab):
                           for name in Matching._fields})
         into = special if entry.take("special", bool) else added
         entry.end()
-        if not token or token in ids:
-            raise entry.wrong("content", token, "there, and only once")
+        if not token:
+            continue  # as in the library: no text spells it
+        if token in ids:
+            raise entry.wrong("content", token, "there only once")
         free = last + 1 if last >= len(vocab) else len(vocab)
         if i != vocab.get(token, free):
             raise entry.wrong("id", i, f"{vocab.get(token, free)}, by the "
@@ -736,9 +800,9 @@ def _gemma_split(found):
 # %% ../../nbs/84_tokenizer_files.ipynb #48440bf9
 def _decoder(top):
     """The decoders of the file, in a list without lists."""
-    found = top.object("decoder")
-    if found.left.get("type") != "Sequence":
-        return [found]
+    found = top.optional("decoder")
+    if not found or found.left.get("type") != "Sequence":
+        return [found] if found else []
     found.take("type", str)
     inner = found.objects("decoders")
     found.end()
@@ -749,6 +813,8 @@ def _check_pieces_decoder(top, *, prefix_space, byte_fallback):
     """`decode` does what the file asks for, or this is an error."""
     steps = _decoder(top)
     kinds = _kinds(steps)
+    if not kinds:
+        return
     if kinds == ["Metaspace"] and not byte_fallback:
         strips = _metaspace(steps[0])[0]
     else:
@@ -779,14 +845,96 @@ def _check_steps(steps):
 
 
 def _check_byte_decoder(top):
-    (step, *more) = _decoder(top)
-    step.kind("ByteLevel")
-    for name in ("add_prefix_space", "trim_offsets"):
-        step.take(name, bool)  # they are about encoding
-    step.take("use_regex", bool, True)
-    step.end()
-    if more:
-        raise ValueError(f"decoder: {len(more) + 1} steps, must be ByteLevel")
+    for step in _only_decoder(top, "ByteLevel"):
+        for name in ("add_prefix_space", "trim_offsets"):
+            step.take(name, bool)  # they are about encoding
+        step.take("use_regex", bool, True)
+        step.end()
+
+
+def _only_decoder(top, kind):
+    """The one decoder of this kind, in a list; without any it is empty."""
+    steps = _decoder(top)
+    if _kinds(steps) not in ([], [kind]):
+        raise ValueError(f"decoder: {_kinds(steps)} is not supported for "
+                         f"this model; must be {kind}")
+    for step in steps:
+        step.take("type", str)
+    return steps
+
+# %% ../../nbs/84_tokenizer_files.ipynb #26bf3229
+@dataclass(frozen=True, kw_only=True, repr=False)
+class WordBPE(Tokenizer):
+    """Byte-pair encoding over the characters of words.
+
+    Sennrich et al. (2016), Algorithm 1. Spaces are not marked: `decode`
+    puts one between any two tokens.
+
+    Args:
+        merges: pairs of tokens, in the order in which they are merged.
+        pattern: what finds the words, as in `ByteBPE`.
+        normalizer: a function from text to text that is applied first, or
+            None.
+        byte_fallback: whether a character without an id becomes its bytes,
+            if all of these have ids. Otherwise it becomes `unk_token`, or
+            is left out if there is none.
+        fuse_unk: whether a run of unknown characters is one `unk_token`.
+
+    Raises:
+        ValueError: a merge into something that has no id.
+    """
+
+    merges: tuple = ()
+    pattern: object = Only(r"\w+|[^\w\s]+")
+    normalizer: object = None
+    byte_fallback: bool = False
+    fuse_unk: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "merges", tuple(map(tuple, self.merges)))
+        compile_patterns(self.pattern)
+        for number, pair in enumerate(self.merges):
+            if "".join(pair) not in self.vocab:
+                raise ValueError(f"merges[{number}]={pair!r}: what it makes "
+                                 "has no id in vocab")
+
+    @cached_property
+    def _ranks(self):
+        return dict(zip(self.merges, range(len(self.merges)), strict=True))
+
+    @cached_property
+    def _byte_ids(self):
+        ids = {**self.vocab, **self.special_tokens}
+        return {byte: ids[name] for byte, name
+                in enumerate(BYTES * self.byte_fallback) if name in ids}
+
+    @cached_property
+    def _cuts(self):
+        return compile_patterns(self.pattern)
+
+    @cached_property
+    def _memory(self):
+        return WordMemory(self._word_ids)
+
+    def _word_ids(self, word):
+        if self.unk_id is None:  # so that neighbors of the unknown can meet
+            word = [char for char in word if self._look_up([char])]
+        return self._look_up(merge_pieces(word, self._ranks))
+
+    def _look_up(self, pieces):
+        return look_up(pieces, self.vocab, self._byte_ids, self.unk_id,
+                       fuse_unk=self.fuse_unk)
+
+    def encode_plain(self, text):
+        words = cut_in_turn(self._cuts, prepare_text(text, self.normalizer))
+        return [*chain.from_iterable(map(self._memory.__getitem__, words))]
+
+    def decode_plain(self, ids, errors):
+        return " ".join([self.by_id.get(i, self.unk_token) for i in ids])
+
+    def _join(self, parts):
+        return " ".join(parts)
 
 # %% ../../nbs/84_tokenizer_files.ipynb #218a6560
 def _bpe(top, model, vocab, normalizer, **roles):
@@ -805,7 +953,10 @@ def _bpe(top, model, vocab, normalizer, **roles):
     if of_bytes:
         return _byte_bpe(top, model, ids, spelled, merges, before,
                          normalizer, **roles)
-    return _piece_bpe(top, model, ids, merges, before, normalizer, **roles)
+    marked = ("Metaspace" in _kinds(before)
+              or _MARK_SPACES in _flat(normalizer))
+    build = _piece_bpe if marked else _word_bpe
+    return build(top, model, ids, merges, before, normalizer, **roles)
 
 
 def _merges(model, vocab, spelled, special_tokens):
@@ -883,57 +1034,95 @@ def _as_letters(token):
 def _byte_bpe(top, model, ids, spelled, merges, before, normalizer, *,
               special_tokens, added_tokens, **roles):
     unk_token = model.take("unk_token", (str, type(None)), None)
-    model.take("fuse_unk", bool, False)
-    model.take("byte_fallback", bool, False)
+    as_others = [model.take(name, bool, False)
+                 for name in ("fuse_unk", "byte_fallback")]
     pattern, prefix_space = _byte_words(before)
     _check_byte_decoder(top)
     vocab = dict(zip(spelled.values(), ids.values(), strict=True))
-    if not all(vocab):
+    if None in vocab:
         vocab = _only_bytes(model, ids, spelled, added_tokens)
-        merges = [pair for pair in merges if all(pair)]  # met in no text
+        merges = [pair for pair in merges if None not in pair]  # in no text
+    if not vocab.keys() >= _IN_TEXTS and (
+            any(as_others) or unk_token not in (None, *special_tokens, *ids)):
+        raise ValueError("model.vocab: lacks some bytes, and what the file "
+                         "says about the unknown is not supported")
     return ByteBPE(
         vocab=vocab, special_tokens=special_tokens,
         added_tokens=added_tokens, pattern=pattern, normalizer=normalizer,
         merges=merges,
         prefix_space=prefix_space,
-        unk_token=unk_token if unk_token in special_tokens else None,
+        unk_token=unk_token if unk_token in {*special_tokens, *ids} else None,
         ignore_merges=model.take("ignore_merges", bool, False), **roles)
+
+
+_IN_TEXTS = {bytes([b]) for b in range(0xF5)} - {b"\xc0", b"\xc1"}  # of UTF-8
 
 
 def _only_bytes(model, ids, spelled, added_tokens):
     """The tokens that are bytes; any other one must be an added token."""
     for token, as_bytes in spelled.items():
-        if not as_bytes and token not in added_tokens:
+        if as_bytes is None and token not in added_tokens:
             raise model.wrong("vocab", token, "spelled in the 256 letters "
                               "of ByteLevel")
     return {as_bytes: ids[token] for token, as_bytes in spelled.items()
-            if as_bytes}
+            if as_bytes is not None}
 
 
 _ANYTHING = r"[\s\S]+"
+_MARKS = r"!-/:-@\[-`{-~\p{P}"  # what BERT takes for punctuation
+_CUTS = {
+    "Whitespace": lambda found: Only(r"\w+|[^\w\s]+"),
+    "WhitespaceSplit": lambda found: Only(r"\S+"),
+    "BertPreTokenizer": lambda found: Only(
+        rf"[{_MARKS}]|[^\s{_MARKS}]+"),
+    "Punctuation": lambda found: _behaving(found, rf"[{_MARKS}]"),
+    "Digits": lambda found: r"\p{N}" + "+" * (
+        not found.take("individual_digits", bool)),
+    "Split": lambda found: _behaving(found, _split_pattern(found)),
+}
+
+
+def _behaving(found, pattern):
+    """A pattern of which the matches are kept apart, or removed."""
+    behavior = found.take("behavior", str, "Isolated")
+    invert = found.take("invert", bool, False)
+    if behavior == "Isolated":
+        return pattern
+    if behavior == "Removed":
+        return Only(pattern, between=not invert)
+    raise found.wrong("behavior", behavior, "Isolated or Removed")
+
+
+def _split_pattern(found):
+    kind, text = _pattern(found)
+    return text if kind == "Regex" else regex.escape(text)
+
+
+def _cutting(before, *more):
+    """The patterns of some pre-tokenizers as the classes take them."""
+    patterns = []
+    for found in before:
+        patterns.append(_CUTS[found.kind(*_CUTS)](found))
+        found.end()
+    patterns += more
+    return (tuple(patterns) if len(patterns) > 1
+            else (patterns or [_ANYTHING])[0])
 
 
 def _byte_words(before):
     """The pattern and the prefix space of a chain that ends in ByteLevel."""
     (*splits, last), prefix_space = before, False
-    spaces = splits.pop(0) if _kinds(before)[0] == "Metaspace" else None
-    if {*_kinds(splits)} - {"Split"} or _kinds([last]) != ["ByteLevel"]:
-        _refuse_steps(before, "ByteLevel", "Split and ByteLevel")
-    if spaces:
-        prefix_space = _space_before(spaces)
-    patterns = [_split_pattern(split, "Isolated", False) for split in splits]
-    last.take("type", str)
+    if _kinds(splits)[:1] == ["Metaspace"]:
+        prefix_space = _space_before(splits.pop(0))
+    last.kind("ByteLevel")
     last.take("trim_offsets", bool)
     if len(before) > 1:
         last.fixed("add_prefix_space", False)
     elif last.take("add_prefix_space", bool):
         prefix_space = "missing"
-    if last.take("use_regex", bool, True):
-        patterns.append(GPT2_PATTERN)
+    own = [GPT2_PATTERN] * last.take("use_regex", bool, True)
     last.end()
-    if len(patterns) > 1:
-        return tuple(patterns), prefix_space
-    return (patterns or [_ANYTHING])[0], prefix_space
+    return _cutting(splits, *own), prefix_space
 
 
 def _space_before(found):
@@ -947,41 +1136,50 @@ def _space_before(found):
     found.end()
     return {"always": "missing", "first": "first"}[scheme]
 
-
-def _split_pattern(found, behavior, invert):
-    """The regular expression of a Split."""
-    found.take("type", str)
-    kind, text = _pattern(found)
-    found.fixed("behavior", behavior)
-    found.fixed("invert", invert)
-    found.end()
-    return text if kind == "Regex" else regex.escape(text)
-
 # %% ../../nbs/84_tokenizer_files.ipynb #d258c359
 def _piece_bpe(top, model, ids, merges, before, normalizer, *,
                special_tokens, added_tokens, matching, **roles):
-    unk_token = model.take("unk_token", (str, type(None)), None)
-    fallback = model.take("byte_fallback", bool, False)
-    model.fixed("ignore_merges", False, needed=False)
-    _check_unknown(unk_token, special_tokens)
+    unknown = _unknown(model, special_tokens, ids)
+    if unknown["byte_fallback"] and not special_tokens.keys().isdisjoint(
+            BYTES):
+        raise ValueError("added_tokens: some are special, and bytes of the "
+                         "model; that is not supported with its spaces")
     _check_normalized(before, matching)
     steps, prefix_space, split = _spaces(normalizer, before)
     _check_pieces_decoder(top, prefix_space=prefix_space,
-                          byte_fallback=fallback)
+                          byte_fallback=unknown["byte_fallback"])
     if split:  # these would reach from word to word
         merges = [(a, b) for a, b in merges if SPACE not in a[1:] + b]
     return PieceBPE(
         vocab=ids, special_tokens=special_tokens, added_tokens=added_tokens,
-        matching=matching, unk_token=unk_token, merges=merges,
-        normalizer=_joined(steps), prefix_space=prefix_space,
-        byte_fallback=fallback,
-        fuse_unk=model.take("fuse_unk", bool, False), **roles)
+        matching=matching, merges=merges, normalizer=_joined(steps),
+        prefix_space=prefix_space, **unknown, **roles)
 
 
-def _check_unknown(unk_token, special_tokens):
-    if unk_token is not None and unk_token not in special_tokens:
-        raise ValueError(f"model.unk_token={unk_token!r:.60}: must be one "
-                         "of the special added_tokens")
+def _word_bpe(top, model, ids, merges, before, normalizer, **roles):
+    if _decoder(top):
+        raise ValueError(f"decoder: {_kinds(_decoder(top))} is not supported "
+                         "for this model; must be null")
+    return WordBPE(
+        vocab=ids, merges=merges, pattern=_cutting(before),
+        normalizer=normalizer, **roles,
+        **_unknown(model, roles["special_tokens"], ids))
+
+
+def _unknown(model, special_tokens, vocab):
+    """What a BPE model does with characters that have no id."""
+    model.fixed("ignore_merges", False, needed=False)
+    unk_token = model.take("unk_token", (str, type(None)), None)
+    _check_unknown(unk_token, special_tokens, vocab)
+    return {"unk_token": unk_token, **{
+        name: model.take(name, bool, False)
+        for name in ("byte_fallback", "fuse_unk")}}
+
+
+def _check_unknown(unk_token, special_tokens, vocab):
+    if unk_token not in (None, *special_tokens) and unk_token not in vocab:
+        raise ValueError(f"model.unk_token={unk_token!r:.60}: must be in the "
+                         "vocabulary")
 
 
 def _check_normalized(before, matching):
@@ -1011,6 +1209,11 @@ def _pieces(model):
     return vocab
 
 
+def _never(scores, vocab):
+    """Lower than any other way to write a token: never found in a text."""
+    return min(scores, default=0) * max(map(len, vocab), default=0) - 99
+
+
 def _unigram(top, model, vocab, normalizer, *, special_tokens,
              added_tokens, matching, **roles):
     before = _steps_before(top)
@@ -1020,15 +1223,14 @@ def _unigram(top, model, vocab, normalizer, *, special_tokens,
         raise model.wrong("unk_id", unk_id, f"below {len(vocab)}")
     unk_token = None if unk_id is None else [*vocab][unk_id]
     fallback = model.take("byte_fallback", bool, False)
-    _check_unknown(unk_token, special_tokens)
     _check_normalized(before, matching)
     steps, prefix_space, split = _spaces(normalizer, before)
     _check_pieces_decoder(top, prefix_space=prefix_space,
                           byte_fallback=fallback)
-    never = scores.get(unk_token)  # as `_write_unigram` has it
-    never = never if never == min(scores.values(), default=0) else None
+    lowest = min(scores.values(), default=0)
+    never = _never([s for s in scores.values() if s != lowest], vocab)
     for piece, score in [*scores.items()]:
-        if (piece in special_tokens or score == never
+        if (piece in special_tokens or score == lowest == never
                 or fallback and piece in BYTES):
             del scores[piece]
     if split:  # these would reach from word to word
@@ -1047,30 +1249,26 @@ def _unigram(top, model, vocab, normalizer, *, special_tokens,
 # %% ../../nbs/84_tokenizer_files.ipynb #bab5cea1
 def _wordpiece(top, model, vocab, normalizer, *, special_tokens, **roles):
     before = _steps_before(top)
-    if _kinds(before) != ["BertPreTokenizer"]:
-        _refuse_steps(before, "BertPreTokenizer")
-    before[0].take("type", str)
-    before[0].end()
+    as_bert = _kinds(before) == ["BertPreTokenizer"]
+    pattern = _cutting(before)
     mark = model.take("continuing_subword_prefix", str)
     length = model.take("max_input_chars_per_word", int)
     if not 0 <= length < _LARGEST_ID:
         raise model.wrong("max_input_chars_per_word", length,
                           f"0 to {_LARGEST_ID - 1}")
-    (decoder, *more) = _decoder(top)
-    decoder.kind("WordPiece")
-    decoder.fixed("prefix", mark)
-    cleanup = decoder.take("cleanup", bool)
-    decoder.end()
-    if more:
-        raise ValueError("decoder: must be a single WordPiece")
+    cleanup = False
+    for decoder in _only_decoder(top, "WordPiece"):
+        decoder.fixed("prefix", mark)
+        cleanup = decoder.take("cleanup", bool)
+        decoder.end()
     unk_token = model.take("unk_token", str)
-    _check_unknown(unk_token, special_tokens)
+    _check_unknown(unk_token, special_tokens, vocab)
     return WordPiece(
         vocab={token: i for token, i in vocab.items()
                if token not in special_tokens},
         special_tokens=special_tokens, unk_token=unk_token, mark=mark,
-        normalizer=normalizer, max_word_length=length, cleanup=cleanup,
-        **roles)
+        normalizer=normalizer, pattern=None if as_bert else pattern,
+        max_word_length=length, cleanup=cleanup, **roles)
 
 
 _LEADING_SPACE = ReplaceAll(r"\A(?=[^\s\x1C-\x1F])", " ")
@@ -1085,23 +1283,21 @@ def _wordlevel(top, model, vocab, normalizer, *, special_tokens, **roles):
     if _kinds(before) != ["Split"] or not (is_words or normalizer is None):
         raise ValueError("model.type='WordLevel': is supported as "
                          "`save_tokenizer` writes it, with a Split")
-    pattern = (_split_pattern(before[0], "Removed", True) if is_words
-               else _split_pattern(before[0], "Isolated", False))
-    if not is_words and pattern != _CHARACTER:
-        raise ValueError(f"pre_tokenizer.pattern={pattern!r:.60}: must be "
-                         f"{_CHARACTER!r} without a normalizer")
+    pattern = _cutting(before)
+    if isinstance(pattern, Only) != is_words or (
+            pattern != _CHARACTER if not is_words else pattern.between):
+        raise ValueError(f"pre_tokenizer={pattern!r:.60}: is not as "
+                         "`save_tokenizer` writes it")
     if _kinds(steps) != (["Fuse", "Strip"] if is_words else ["Fuse"]):
         raise ValueError(f"decoder: {_kinds(steps)}: must be Fuse, and Strip "
                          "for words")
     _check_steps(steps)
-    if unk_token in vocab:
-        _check_unknown(unk_token, special_tokens)
     fields = {"vocab": {token: i for token, i in vocab.items()
                         if token not in special_tokens},
               "special_tokens": special_tokens, **roles,
               "unk_token": unk_token if unk_token in vocab else None}
-    return Words(pattern=pattern, **fields) if is_words else Characters(
-        **fields)
+    return (Words(pattern=pattern.pattern, **fields) if is_words
+            else Characters(**fields))
 
 # %% ../../nbs/84_tokenizer_files.ipynb #cba88102
 _MODELS = {"BPE": _bpe, "WordPiece": _wordpiece, "Unigram": _unigram,
@@ -1112,8 +1308,11 @@ def _read_tokenizer_json(path):
     """The tokenizer in a `tokenizer.json`."""
     top = _Object(read_json(path))
     top.fixed("version", "1.0")
-    top.fixed("truncation", None, needed=False)
-    top.fixed("padding", None, needed=False)
+    batches = [name for name in ("truncation", "padding")
+               if top.take(name, (dict, type(None)), None) is not None]
+    if batches:
+        warnings.warn(f"{path}: {' and '.join(batches)} is about batches of "
+                      "texts and not done here", stacklevel=3)
     model = top.object("model")
     build = _MODELS[model.kind(*_MODELS) if "type" in model.left
                     else _guess(model.left)]
@@ -1143,7 +1342,7 @@ def _guess(fields):
 # %% ../../nbs/84_tokenizer_files.ipynb #84a7d9fb
 def _text(path):
     try:
-        return path.read_bytes().decode()
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8, {error.reason} at byte "
                          f"{error.start}") from None
@@ -1442,7 +1641,7 @@ def _write_normalizer(step):
         kind, text = (("String", step.old) if isinstance(step, Replace)
                       else ("Regex", step.pattern))
         if kind == "Regex":
-            _check_pattern(text)
+            text = _written_pattern(text)
         return {"type": "Replace", "pattern": {kind: text},
                 "content": step.new}
     if isinstance(step, Prepend):
@@ -1475,10 +1674,17 @@ def _write_normalizers(steps):
     return written[0] if written else None
 
 
-def _split(pattern, behavior="Isolated", invert=False):
-    _check_pattern(pattern)
-    return {"type": "Split", "pattern": {"Regex": pattern},
-            "behavior": behavior, "invert": invert}
+def _split(pattern):
+    only = isinstance(pattern, Only)
+    text = _written_pattern(pattern.pattern if only else pattern)
+    return {"type": "Split", "pattern": {"Regex": text},
+            "behavior": "Removed" if only else "Isolated",
+            "invert": only and not pattern.between}
+
+
+def _splits(pattern):
+    return _sequence("Sequence", "pretokenizers",
+                     [*map(_split, patterns_of(pattern))])
 
 
 def _sequence(kind, name, steps):
@@ -1593,6 +1799,16 @@ def _write_piece_bpe(tokenizer):
         byte_fallback=tokenizer.byte_fallback)}
 
 
+def _write_word_bpe(tokenizer):
+    return {
+        "normalizer": _write_normalizers(_flat(tokenizer.normalizer)),
+        "pre_tokenizer": _splits(tokenizer.pattern), "decoder": None,
+        "model": _write_bpe(
+            _everything(tokenizer), tokenizer.unk_token,
+            [*map(list, tokenizer.merges)], fuse_unk=tokenizer.fuse_unk,
+            byte_fallback=tokenizer.byte_fallback)}
+
+
 def _write_unigram(tokenizer):
     if not tokenizer.byte_fallback and SPACE not in tokenizer.scores:
         raise ValueError(f"scores: must hold {SPACE} to be saved")
@@ -1602,8 +1818,7 @@ def _write_unigram(tokenizer):
         if i not in by_id:
             raise ValueError(f"vocab: has no token with the id {i}, and "
                              "a Unigram must not skip one in a tokenizer.json")
-    # lower than any other way to write it: never found in a text
-    never = min(tokenizer.scores.values()) * max(map(len, everything)) - 99
+    never = _never(tokenizer.scores.values(), everything)
     return {**_write_spaces(tokenizer), "model": {
         "type": "Unigram", "unk_id": tokenizer.unk_id,
         "vocab": [[by_id[i], tokenizer.scores.get(by_id[i], never)]
@@ -1614,7 +1829,8 @@ def _write_unigram(tokenizer):
 def _write_wordpiece(tokenizer):
     return {
         "normalizer": _write_normalizers(_flat(tokenizer.normalizer)),
-        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "pre_tokenizer": {"type": "BertPreTokenizer"} if (
+            tokenizer.pattern is None) else _splits(tokenizer.pattern),
         "decoder": {"type": "WordPiece", "prefix": tokenizer.mark,
                     "cleanup": tokenizer.cleanup},
         "model": {
@@ -1640,7 +1856,7 @@ def _write_lookup(tokenizer, before, steps, decoders):
 
 def _write_words(tokenizer):
     return _write_lookup(
-        tokenizer, _split(tokenizer.pattern, "Removed", True),
+        tokenizer, _split(Only(tokenizer.pattern)),
         [_LEADING_SPACE], [{"type": "Fuse"}, {
             "type": "Strip", "content": " ", "start": 1, "stop": 0}])
 
@@ -1651,5 +1867,6 @@ def _write_characters(tokenizer):
 
 
 _WRITERS = {ByteBPE: _write_byte_bpe, PieceBPE: _write_piece_bpe,
-            Unigram: _write_unigram, WordPiece: _write_wordpiece,
-            Words: _write_words, Characters: _write_characters}
+            WordBPE: _write_word_bpe, Unigram: _write_unigram,
+            WordPiece: _write_wordpiece, Words: _write_words,
+            Characters: _write_characters}

@@ -1,0 +1,238 @@
+"""Tokenizer files as learners and publishers really leave them.
+
+Each is trained and saved by the `tokenizers` library, opened here, and has
+to give the same ids for odd strings, before and after it is saved again.
+"""
+
+import functools
+import json
+
+import pytest
+import tokenizers
+from samples import sources, strings
+from test_tokenizer_files import (
+    BYTE_LEVEL,
+    FAMILIES,
+    FOREIGN,
+    assert_equal,
+    byte_model,
+    entry,
+    ids_of,
+    newer_characters,
+    written,
+)
+from tokenizers import Regex, decoders, models, normalizers, trainers
+from tokenizers import pre_tokenizers as pre
+
+from lmcourse.tokenizers import load_tokenizer
+from lmcourse.tokenizers.base import manual
+from lmcourse.tokenizers.bpe import GPT4_PATTERN
+from lmcourse.tokenizers.fast.words import GPT4O_PATTERN
+
+FIVE = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+KIMI_PATTERN = "|".join([
+    r"[\p{Han}]+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+",
+    r"\s+(?!\S)", r"\s+"])
+
+
+@functools.cache
+def odd_strings(n=2_226):
+    some = [*strings(n + 600, 7, ("[UNK]", "[MASK]", "[CLS]x", "<0x41>", "m²",
+                                  "x₂y", "don't", "'S", "’s", "中文abc", "1½2",
+                                  "a\u200db", "\r\n", "12345"))]
+    newer = newer_characters({*"".join(some)})
+    return [text for text in some if newer.isdisjoint(text)][:n]
+
+
+def trained_by(trainer, model, **parts):
+    """A tokenizer of the library, trained on pages and foreign words."""
+    peer = tokenizers.Tokenizer(model)
+    for name, part in parts.items():
+        setattr(peer, name, part)
+    peer.train_from_iterator([*manual()[0][:50], *sources()[:1], *FOREIGN],
+                             trainer)
+    return peer
+
+
+def bpe(special=FIVE, size=1_500, unk="[UNK]", options=(), **parts):
+    options = dict(options)
+    alphabet = options.pop("initial_alphabet", [])
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=list(special), show_progress=False,
+        limit_alphabet=120, initial_alphabet=alphabet)
+    model = models.BPE(unk_token=unk, **options) if unk else models.BPE(
+        **options)
+    return trained_by(trainer, model, **parts)
+
+
+def word_piece(pre_tokenizer, **parts):
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=1_500, special_tokens=FIVE, show_progress=False,
+        limit_alphabet=120)
+    return trained_by(trainer, models.WordPiece(unk_token="[UNK]"),
+                      pre_tokenizer=pre_tokenizer, **parts)
+
+
+def quick_tour():
+    peer = bpe(pre_tokenizer=pre.Whitespace())
+    peer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    return peer
+
+
+def byte_level(*before, **parts):
+    return bpe(special=["<|endoftext|>"], unk=None, options={
+        "initial_alphabet": pre.ByteLevel.alphabet()},
+        pre_tokenizer=pre.Sequence([*before, pre.ByteLevel(
+            add_prefix_space=False, use_regex=parts.pop("regex", True))]),
+        **{"decoder": decoders.ByteLevel(), **parts})
+
+
+def changed(peer, **sections):
+    """The same tokenizer with sections of its file replaced."""
+    return json.loads(peer.to_str()) | sections
+
+
+def lacking(*lost, unk=None):
+    """A GPT-2 file from which some bytes are gone."""
+    model = byte_model(last=["<|endoftext|>", "[UNK]"], unk_token=unk)
+    letters = sorted(pre.ByteLevel.alphabet())
+    table = dict(zip([*pre.ByteLevel.alphabet()], letters, strict=True))
+    assert len(table) == 256
+    kept = {t: i for t, i in model["vocab"].items()
+            if not any(letter in t for letter in lost)}
+    merges = [m for m in model["merges"]
+              if not any(letter in m for letter in lost)]
+    names = ["<|endoftext|>"] + ["[UNK]"] * (unk != "[UNK]")
+    return {"version": "1.0", "truncation": None, "padding": None,
+            "added_tokens": [entry(t, model["vocab"][t]) for t in names],
+            "normalizer": None, "post_processor": None,
+            "pre_tokenizer": {**BYTE_LEVEL, "use_regex": True},
+            "decoder": BYTE_LEVEL,
+            "model": {**model, "vocab": kept, "merges": merges}}
+
+
+def without_unk_among_added(peer):
+    data = json.loads(peer.to_str())
+    data["added_tokens"] = [e for e in data["added_tokens"]
+                            if e["content"] != "[UNK]"]
+    return data
+
+
+def some_bytes():
+    """Byte fallback, and bytes for a part of the characters only."""
+    names = [f"<0x{b:02X}>" for b in (*range(0x80), 0xC3, *range(0xA0, 0xC0),
+                                      0xE4, 0xB8, 0xAD)]
+    return bpe(special=[*FIVE, *names], options={"byte_fallback": True},
+               pre_tokenizer=pre.Whitespace())
+
+
+def an_empty_token():
+    data = lacking()
+    data["model"]["vocab"][""] = len(data["model"]["vocab"])
+    return data
+
+
+def whisper():
+    data = an_empty_token()
+    n = data["model"]["vocab"][""]
+    data["added_tokens"].append(entry("", n))
+    return data
+
+
+BATCHES = {
+    "truncation": {"direction": "Right", "max_length": 512,
+                   "strategy": "LongestFirst", "stride": 0},
+    "padding": {"strategy": "BatchLongest", "direction": "Right",
+                "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+                "pad_token": "[PAD]"}}
+
+
+def split(pattern, behavior="isolated", invert=False):
+    return pre.Split(Regex(pattern), behavior, invert)
+
+
+WILD = {
+    "quick tour": quick_tour,
+    "quick tour, no unk added": lambda: without_unk_among_added(
+        quick_tour()),
+    "BPE, no unk": lambda: bpe(unk=None, pre_tokenizer=pre.Whitespace()),
+    "BPE, fused": lambda: bpe(options={"fuse_unk": True},
+                              pre_tokenizer=pre.WhitespaceSplit()),
+    "BPE, nothing before": lambda: bpe(size=300),
+    "BPE, BERT's words": lambda: bpe(
+        pre_tokenizer=pre.BertPreTokenizer(),
+        normalizer=normalizers.BertNormalizer()),
+    "BPE, digits": lambda: bpe(pre_tokenizer=pre.Sequence([
+        pre.Whitespace(), pre.Digits(individual_digits=True)])),
+    "BPE, punctuation": lambda: bpe(pre_tokenizer=pre.Sequence([
+        pre.WhitespaceSplit(), pre.Punctuation("removed")])),
+    "BPE, some bytes": some_bytes,
+    "WordPiece, Whitespace": lambda: word_piece(
+        pre.Whitespace(), normalizer=normalizers.Sequence([
+            normalizers.NFD(), normalizers.Lowercase(),
+            normalizers.StripAccents()]), decoder=decoders.WordPiece()),
+    "WordPiece, no unk added": lambda: without_unk_among_added(
+        word_piece(pre.WhitespaceSplit())),
+    "WordPiece, no decoder": lambda: word_piece(pre.BertPreTokenizer()),
+    "Digits": lambda: byte_level(pre.Digits(individual_digits=True)),
+    "Digits together": lambda: byte_level(pre.Digits()),
+    "Splits": lambda: byte_level(
+        split(r"\p{N}{1,3}"), split("[一-龥\u3040-ゟ゠-ヿ]+"),
+        split(GPT4_PATTERN), regex=False),
+    "Split, removed": lambda: byte_level(split(GPT4O_PATTERN, "removed", True),
+                                         regex=False),
+    "Split, gaps": lambda: byte_level(split(r"[\s\d]+", "removed"),
+                                      regex=False),
+    "Split, words": lambda: byte_level(split(r"\w+|[^\w\s]+", "removed",
+                                             True), regex=False),
+    "Split, edges": lambda: byte_level(split(r"\b"), split(r"\Bx|\W\w"),
+                                       regex=False),
+    "Kimi": lambda: byte_level(split(KIMI_PATTERN), regex=False),
+    "Whitespace, bytes": lambda: byte_level(pre.Whitespace()),
+    "no decoder": lambda: changed(byte_level(), decoder=None),
+    "batches": lambda: {**FAMILIES["BERT"](), **BATCHES},
+    "bytes never used": lambda: lacking("À", "Á", *map(chr, range(
+        0xF5, 0x100))),
+    "bytes not there": lambda: lacking("Ā", "ā", "ĉ", "b", "Ã", "ĺ"),
+    "bytes unknown": lambda: lacking("ā", "b", "Ã", "æ", unk="[UNK]"),
+    "empty": an_empty_token,
+    "Whisper": whisper,
+}
+
+
+def file_of(name, folder):
+    made = WILD[name]()
+    data = made if isinstance(made, dict) else json.loads(made.to_str())
+    return written(data, folder), data
+
+
+@pytest.mark.filterwarnings("ignore:.*about batches")
+@pytest.mark.parametrize("name", WILD)
+def test_files_in_the_wild(name, tmp_path):
+    path, data = file_of(name, tmp_path)
+    own = load_tokenizer(path)
+    peer = tokenizers.Tokenizer.from_str(
+        json.dumps({**data, "truncation": None, "padding": None}))
+    some = [*odd_strings(), *manual()[1][:5], *FOREIGN]
+    options = {"add_special_tokens": True, "allowed_special": "all"}
+    theirs = ids_of(peer, some)
+    assert_equal(some, own.encode_batch(some, **options), theirs)
+    assert [own.encode_to_numpy(text, **options).tolist()
+            for text in some[:50]] == theirs[:50]
+    if data["decoder"]:
+        for ids in theirs[:500]:
+            assert own.decode(ids) == peer.decode(
+                ids, skip_special_tokens=False)
+    own.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert_equal(some, again.encode_batch(some, **options), theirs)
+    peer = tokenizers.Tokenizer.from_file(
+        str(tmp_path / "saved" / "tokenizer.json"))
+    assert_equal(some, ids_of(peer, some), theirs)
