@@ -138,7 +138,7 @@ def test_merges_overlap_from_the_left():
      "256 bytes"),
     (lambda: ByteBPE.train(["low"], 300, special_tokens=["a", "a"]),
      ValueError, "'a' appears twice"),
-    (lambda: ByteBPE(vocab={b"a": 0}, special_tokens={}), ValueError,
+    (lambda: ByteBPE(vocab={b"a": 0}, special_tokens={}, merges=None), ValueError,
      "lacks the byte"),
     (lambda: dataclasses.replace(small(), merges=[(b"x", b"yz")]),
      ValueError, r"merges\[0\]"),

@@ -318,7 +318,7 @@ _PROPERTIES = {*(
     "sinhala tamil telugu thai tibetan").split()}
 _WORD_SET = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}"
 _OWN_WORD = _WORD_SET + r"\u200C\u200D"
-_THEIR_WORD = _WORD_SET + "²³¹¼½¾"
+_THEIR_WORD = _WORD_SET + "²³¹¼½¾"  # where it stands in no set
 
 
 def _differs(part, in_set):
@@ -336,11 +336,12 @@ def _differs(part, in_set):
             or part[:2] == "(?" and part not in _ALIKE)
 
 
-def _translated(pattern, word):
-    """A pattern in which the letters of `word` stand for `\\w`.
+def _translated(pattern, word, in_set):
+    """A pattern in which the letters of a word stand for `\\w`.
 
     What two libraries understand in two ways is refused.
     """
+    inside = {r"\w": in_set, r"\W": f"[^{in_set}]"}
     edges = [f"(?<{x}[{word}])(?{y}[{word}])" for x, y in
              ("=!", "!=", "==", "!!")]
     outside = {r"\w": f"[{word}]", r"\W": f"[^{word}]",
@@ -351,7 +352,6 @@ def _translated(pattern, word):
         if _differs(part, depth > 0):
             raise ValueError(f"pattern={pattern!r:.60}: {part} means another "
                              "thing to the tokenizers library than here")
-        inside = {r"\w": word, r"\W": f"[^{word}]"}
         parts.append((inside if depth else outside).get(part, part))
         depth += part == "[" or -(part == "]" and depth > 0)
     return "".join(parts)
@@ -359,12 +359,12 @@ def _translated(pattern, word):
 
 def _written_pattern(pattern):
     """A pattern of ours as the `tokenizers` library has to see it."""
-    return _translated(pattern, _OWN_WORD)
+    return _translated(pattern, _OWN_WORD, _OWN_WORD)
 
 
 def _read_pattern(pattern):
     """The way back: what this one wrote, or what others have written."""
-    pattern = _translated(pattern, _THEIR_WORD)
+    pattern = _translated(pattern, _THEIR_WORD, _WORD_SET)
     for short, written in ((r"\w", f"[{_OWN_WORD}]"),
                            (r"\W", f"[^{_OWN_WORD}]"), (r"\w", _OWN_WORD)):
         pattern = pattern.replace(written, short)
