@@ -5,11 +5,14 @@ to give the same ids for odd strings, before and after it is saved again.
 """
 
 import functools
+import io
 import json
 
 import pytest
+import sentencepiece
+import tiktoken
 import tokenizers
-from samples import sources, strings
+from samples import lines, sources, strings
 from test_tokenizer_files import (
     BYTE_LEVEL,
     FAMILIES,
@@ -19,6 +22,8 @@ from test_tokenizer_files import (
     entry,
     ids_of,
     newer_characters,
+    rank_file,
+    trained,
     written,
 )
 from tokenizers import Regex, decoders, models, normalizers, trainers
@@ -28,6 +33,7 @@ from lmcourse.tokenizers import load_tokenizer
 from lmcourse.tokenizers.base import manual
 from lmcourse.tokenizers.bpe import GPT4_PATTERN
 from lmcourse.tokenizers.fast.words import GPT4O_PATTERN
+from lmcourse.tokenizers.files import by_grapheme
 
 FIVE = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 KIMI_PATTERN = "|".join([
@@ -215,7 +221,7 @@ def file_of(name, folder):
 
 @pytest.mark.filterwarnings("ignore:.*about batches")
 @pytest.mark.parametrize("name", WILD)
-def test_files_in_the_wild(name, tmp_path):
+def test_opened_and_saved(name, tmp_path):
     path, data = file_of(name, tmp_path)
     own = load_tokenizer(path)
     peer = tokenizers.Tokenizer.from_str(
@@ -236,3 +242,125 @@ def test_files_in_the_wild(name, tmp_path):
     peer = tokenizers.Tokenizer.from_file(
         str(tmp_path / "saved" / "tokenizer.json"))
     assert_equal(some, ids_of(peer, some), theirs)
+
+
+def test_what_a_file_says_about_batches_is_said_once(tmp_path):
+    path, _ = file_of("batches", tmp_path)
+    with pytest.warns(UserWarning, match="truncation and padding") as caught:
+        load_tokenizer(path)
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_what_is_still_refused(tmp_path):
+    """By name, in one line: what no library here could mean."""
+    tour, level = quick_tour, byte_level
+    for data, words in [
+            (changed(bpe(pre_tokenizer=pre.UnicodeScripts())),
+             "type='UnicodeScripts'"),
+            (changed(bpe(pre_tokenizer=pre.CharDelimiterSplit("-"))),
+             "type='CharDelimiterSplit'"),
+            (changed(level(split("a", "merged_with_next"))),
+             "behavior='MergedWithNext'"),
+            (changed(level(split("(?i:ss)"))), "means another thing"),
+            (changed(tour(), decoder={"type": "BPEDecoder",
+                                      "suffix": "</w>"}), "BPEDecoder"),
+            (changed(bpe(options={"end_of_word_suffix": "</w>"},
+                         pre_tokenizer=pre.Whitespace())),
+             "end_of_word_suffix='</w>'"),
+            (lacking("b", unk="[none]"), "lacks some bytes")]:
+        with pytest.raises(ValueError, match=words) as caught:
+            load_tokenizer(written(data, tmp_path))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_pattern_of_set_operations_with_ranks(tmp_path):
+    """Kimi K2's comes with a rank file, and tiktoken reads it."""
+    ranks = trained().vocab
+    (tmp_path / "k.tiktoken").write_bytes(rank_file(ranks))
+    own = load_tokenizer(tmp_path, pattern=KIMI_PATTERN)
+    peer = tiktoken.Encoding("test", pat_str=KIMI_PATTERN, special_tokens={},
+                             mergeable_ranks=dict(ranks))
+    some = [*odd_strings(), *FOREIGN, "中abc我Ab"]
+    assert_equal(some, own.encode_batch(some),
+                 peer.encode_ordinary_batch(some, num_threads=1))
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "merges.txt"])
+def test_a_byte_order_mark_is_no_letter(name, tmp_path):
+    if name == "vocab.txt":
+        (tmp_path / name).write_text("[PAD]\n[UNK]\nthe\n", "utf-8-sig")
+        assert "[PAD]" in load_tokenizer(tmp_path).special_tokens
+        return
+    model = byte_model()
+    written(model["vocab"], tmp_path, "vocab.json")
+    (tmp_path / name).write_text("\n".join(model["merges"]), "utf-8-sig")
+    assert load_tokenizer(tmp_path).encode("the") == [
+        model["vocab"]["the"]]
+
+
+def test_scores_that_are_all_zero(tmp_path):
+    vocab = [["<unk>", 0.0], ["▁", 0.0], ["▁a", 0.0], ["b", 0.0]]
+    data = {**FAMILIES["T5"](), "added_tokens": [entry("<unk>", 0)],
+            "post_processor": None, "normalizer": None,
+            "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab,
+                      "byte_fallback": False}}
+    path = written(data, tmp_path)
+    peer = tokenizers.Tokenizer.from_file(str(path))
+    some = ["ab", "a b", "bbb", "x ab", ""]
+    assert_equal(some, load_tokenizer(path).encode_batch(some),
+                 ids_of(peer, some))
+
+
+@pytest.mark.parametrize("name", ["T5", "T5, old", "ALBERT", "Mistral"])
+def test_spaces_typed_after_special_tokens(name, tmp_path):
+    path = written(FAMILIES[name](), tmp_path)
+    own, peer = load_tokenizer(path), tokenizers.Tokenizer.from_file(
+        str(path))
+    special = [*own.special_tokens][-1]
+    for text in (f"the {special} cat", f"{special} the", f"a{special} b"):
+        ids = own.encode(text, allowed_special="all")
+        assert own.decode(ids) == peer.decode(ids, skip_special_tokens=False)
+        assert own.decode(ids, skip_special_tokens=True) == peer.decode(ids)
+
+
+MODELS = {
+    "Llama 2": {"model_type": "bpe", "byte_fallback": True,
+                "normalization_rule_name": "identity",
+                "remove_extra_whitespaces": False},
+    "Gemma": {"model_type": "bpe", "byte_fallback": True,
+              "normalization_rule_name": "identity", "pad_id": 3,
+              "remove_extra_whitespaces": False, "add_dummy_prefix": False,
+              "user_defined_symbols": ["\n\n", "<table>"]},
+    "plain": {"normalization_rule_name": "identity"},
+    "T5": {}, "T5, BPE": {"model_type": "bpe"},
+    "XLNet": {"user_defined_symbols": ["<sep>", "<cls>"]},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_can_be_saved_as_json(name, tmp_path):
+    """As it is, or, where the formats differ, as the error says."""
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines()[:3_000] + ["a" * 40] * 9),
+        model_writer=file, vocab_size=1_200, minloglevel=2, **MODELS[name])
+    (tmp_path / "x.model").write_bytes(file.getvalue())
+    own = load_tokenizer(tmp_path)
+    if "T5" in name or name == "XLNet":
+        with pytest.raises(ValueError, match="by_grapheme.tokenizer. can"):
+            own.save(tmp_path / "json")
+        own = by_grapheme(own)
+    own.save(tmp_path / "json")
+    peer = tokenizers.Tokenizer.from_file(
+        str(tmp_path / "json" / "tokenizer.json"))
+    again = load_tokenizer(tmp_path / "json")
+    some = ["a" * n + "b" for n in range(40)] + odd_strings()
+    theirs = ids_of(peer, some, add_special_tokens=False)
+    for ours in (own, again):
+        assert_equal(some, ours.encode_batch(some, allowed_special="all"),
+                     theirs)
+
+
+def test_by_grapheme_needs_the_other_normalizer():
+    with pytest.raises(ValueError, match="normalizer=None"):
+        by_grapheme(trained())

@@ -11,7 +11,6 @@ import random
 import unicodedata
 
 import pytest
-import regex
 import tiktoken
 import tokenizers
 from samples import CHARACTERS, few_or_many, sources, strings
