@@ -364,3 +364,52 @@ def test_a_model_can_be_saved_as_json(name, tmp_path):
 def test_by_grapheme_needs_the_other_normalizer():
     with pytest.raises(ValueError, match="normalizer=None"):
         by_grapheme(trained())
+
+
+def processed(kind, **fields):
+    """RoBERTa's file with one of the two post-processors of pairs."""
+    data = FAMILIES["RoBERTa"]()
+    return {**data, "post_processor": {
+        "type": kind, "sep": ["</s>", 2], "cls": ["<s>", 0], **fields}}
+
+
+PAIRS = {
+    **{name: make for name, make in FAMILIES.items() if "type" in
+       make()["model"]},
+    "BertProcessing": lambda: processed("BertProcessing"),
+    "quick tour": lambda: json.loads(quick_tour().to_str()),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_of_texts(name, tmp_path):
+    path = written(PAIRS[name](), tmp_path)
+    own, peer = load_tokenizer(path), tokenizers.Tokenizer.from_file(
+        str(path))
+    some = odd_strings()[:300]
+    for first, second in zip(some, some[1:], strict=False):
+        both = peer.encode(first, second)
+        assert own.encode_pair(first, second, allowed_special="all") == (
+            both.ids, both.type_ids)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "quick tour"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_stream_of_text(name, skip, tmp_path):
+    """The parts give the whole, and none ends within a character."""
+    data = {**FAMILIES, **PAIRS}[name]()
+    own = load_tokenizer(written(data, tmp_path))
+    for text in [*odd_strings()[:400], *FOREIGN, "\ufffd", "a \ufffd b"]:
+        ids = own.encode(text, allowed_special="all", add_special_tokens=True)
+        parts = [*own.decode_stream(iter(ids), skip_special_tokens=skip)]
+        assert "".join(parts) == own.decode(ids, skip_special_tokens=skip)
+        if "\ufffd" not in text:
+            assert not any("\ufffd" in part for part in parts)
+    assert len([*own.decode_stream(own.encode("the other day"))]) > 1
+
+
+def test_half_a_character_at_the_end_comes_at_the_end():
+    own = trained()
+    ids = own.encode("a中")
+    assert [*own.decode_stream(ids[:2])] == ["a", "\ufffd"]
+    assert [*own.decode_stream([])] == []

@@ -904,6 +904,7 @@ def changed(base, **fields):
 BASES = [byte_base, unigram_base, wordpiece_base, piece_base]
 ROLES = {
     "prefix": ("<s>",), "suffix": ("</s>", "</s>"),
+    "pair": (("<s>", 2), (1, 1), ("</s>", 0), (0, 0)),
     "matching": {"<m>": Matching(lstrip=True),
                  "<s>": Matching(rstrip=True, single_word=True)},
     "added_tokens": {"<tool>": 9_000, "don't": 9_001},
@@ -978,6 +979,9 @@ def test_reloaded_and_opened_elsewhere(name, tmp_path):
     for text in some[:300]:
         ids = own.encode(text)
         assert again.decode(ids) == own.decode(ids)
+    pair = own.encode_pair("Hello", "you")
+    assert again.encode_pair("Hello", "you") == pair
+    assert peer.encode("Hello", "you").type_ids == pair[1]
     again.save(tmp_path / "there")
     files_equal = [(tmp_path / folder / "tokenizer.json").read_bytes()
                    for folder in ("here", "there")]
@@ -1053,7 +1057,7 @@ def one_line(caught, *words):
 @pytest.mark.parametrize("make, words", [
     (lambda: changed(byte_base, normalizer=str.lower), ["normalizer="]),
     (lambda: changed(unigram_base, normalizer=Charsmap(
-        compile_charsmap({"a": "b"}))), ["normalizer=", "ByGrapheme"]),
+        compile_charsmap({"a": "b"}))), ["normalizer=", "by_grapheme"]),
     (lambda: changed(byte_base, special_tokens={"er": 999}), ["er", "999"]),
     (lambda: changed(byte_base, added_tokens={"<tool>": 999}),
      ["added_tokens['<tool>']=999", "from 500 on"]),
@@ -1358,6 +1362,12 @@ def test_faults_of_fields(tmp_path):
                         length), "max_input_chars_per_word=")
     attempt(mutated(t5(), ("model", "vocab", 3, 0), "odd"), SPACE)
     attempt(mutated(bert(), ("model", "unk_token"), "x y"), "unk_token='x y'")
+
+
+    attempt(mutated(bert(), ("post_processor", "pair"), [{"Sequence": {
+        "id": "A", "type_id": 0}}]), "pair: must have the Sequences A and B")
+    attempt(mutated(bert(), ("post_processor", "single", 0, "SpecialToken",
+                             "type_id"), 1), "every type_id must be 0")
 
 
 def test_faults_of_folders(tmp_path):

@@ -147,6 +147,8 @@ def _check_roles(tokenizer):
     used = [("unk_token", tokenizer.unk_token)] * bool(tokenizer.unk_token)
     used += [("prefix", token) for token in tokenizer.prefix]
     used += [("suffix", token) for token in tokenizer.suffix]
+    used += [("pair", part) for part, _ in tokenizer.pair
+             if part not in (0, 1)]
     for name, token in used:
         if token not in tokenizer.special_tokens and (
                 name != "unk_token" or tokenizer.unk_id is None):
@@ -217,6 +219,7 @@ class _Vocabulary(PlainTokenizer):
     unk_token: str | None = None
     prefix: tuple = ()
     suffix: tuple = ()
+    pair: tuple = ()
     normalizer = None  # some subclasses make fields of these two
     prefix_space = False
 
@@ -226,6 +229,7 @@ class _Vocabulary(PlainTokenizer):
             object.__setattr__(self, name, own)
         for name in ("prefix", "suffix"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "pair", tuple(map(tuple, self.pair)))
         _check_ids(self.vocab, self.special_tokens, self.added_tokens)
         _check_roles(self)
 
@@ -393,6 +397,10 @@ class Tokenizer(_Vocabulary):
             one, or one of `vocab`.
         prefix: special tokens that `add_special_tokens` puts first.
         suffix: special tokens that `add_special_tokens` puts last.
+        pair: what `encode_pair` puts together: special tokens, 0 for the
+            first text and 1 for the second, each with its type id. If it
+            is empty, prefix, first text, suffix, all of type 0, then second
+            text and suffix, of type 1.
 
     Raises:
         ValueError: an id that is negative or given twice; a role for a
@@ -416,6 +424,36 @@ class Tokenizer(_Vocabulary):
             ids[:0] = map(self.special_tokens.get, self.prefix)
             ids += map(self.special_tokens.get, self.suffix)
         return ids
+
+    @cached_property
+    def pair_template(self):
+        """The parts of `pair`, or those that it has if it is empty."""
+        first = *self.prefix, 0, *self.suffix
+        return self.pair or (*((part, 0) for part in first),
+                             *((part, 1) for part in (1, *self.suffix)))
+
+    def encode_pair(self, first, second, *, allowed_special=()):
+        """Two texts as one sequence, with special tokens around them.
+
+        Devlin et al. (2019), figure 2.
+
+        Args:
+            first: any string that has a UTF-8 form.
+            second: another one.
+            allowed_special: as in `encode`.
+
+        Returns:
+            The lists `input_ids` and `token_type_ids`, equally long.
+        """
+        texts = self.encode_batch([first, second],
+                                  allowed_special=allowed_special)
+        input_ids, token_type_ids = [], []
+        for part, kind in self.pair_template:
+            ids = ([self.special_tokens[part]] if isinstance(part, str)
+                   else texts[part])
+            input_ids += ids
+            token_type_ids += [kind] * len(ids)
+        return input_ids, token_type_ids
 
     def _encode_around(self, text, spelled):
         """The ids of a text that may spell tokens."""
@@ -452,6 +490,31 @@ class Tokenizer(_Vocabulary):
                 coder = self._inside if parts else self
                 parts.append(coder.decode_plain(list(run), errors))
         return self._join(parts)
+
+    def decode_stream(self, ids, **options):
+        """The text of ids in parts, as soon as each is known.
+
+        Half a character is held back until its other half has come, or the
+        ids end.
+
+        Args:
+            ids: an iterable of integers, such as a model that writes.
+            options: those of `decode`.
+
+        Yields:
+            Strings that give `decode(ids)` when they are joined.
+        """
+        seen, waiting, done, text = [], [], "", ""
+        for i in ids:
+            waiting.append(i)
+            text = self.decode(seen + waiting, **options)
+            if text.endswith("\ufffd") or text == done:
+                continue
+            yield text.removeprefix(done)
+            seen, waiting = waiting, []  # enough to know what goes before
+            text = done = self.decode(seen, **options)
+        if text != done:
+            yield text.removeprefix(done)
 
     def tokenize(self, text, **options):
         """The tokens of `text` as strings; the options of `encode`."""

@@ -453,13 +453,14 @@ def by_grapheme(tokenizer):
     ids, as those of all the models do whose `.model` was converted.
 
     Args:
-        tokenizer: one with a `PieceNormalizer`, from a SentencePiece file.
-            What that keeps become added tokens.
+        tokenizer: one with a `Charsmap`, or with a `PieceNormalizer` as a
+            SentencePiece file has it. What that keeps is added tokens then.
     """
     own = tokenizer.normalizer
+    own = PieceNormalizer(own) if isinstance(own, Charsmap) else own
     if not isinstance(own, PieceNormalizer):
-        raise ValueError(f"normalizer={own!r:.60}: must be a "
-                         "PieceNormalizer, only this has to change")
+        raise ValueError(f"normalizer={own!r:.60}: must be a Charsmap or a "
+                         "PieceNormalizer; no other has to change")
     steps = [ByGrapheme(own.charsmap)] * bool(own.charsmap) + _flat(
         PieceNormalizer(collapse=own.collapse))
     return replace(tokenizer, normalizer=_joined(steps), added_tokens={
@@ -649,25 +650,26 @@ def _added_tokens(top, vocab):
 
 # %% ../../nbs/84_tokenizer_files.ipynb #c7ea1f43
 def _around(found, special):
-    """What a post-processor puts before and after one text."""
+    """What a post-processor puts around one text, and around two."""
     kind = found.kind("TemplateProcessing", "BertProcessing",
                       "RobertaProcessing", "ByteLevel", "Sequence")
     if kind == "Sequence":
         return _only_one(found, special)
+    around = {}  # ByteLevel: it is about places in the text, not ids
     if kind == "TemplateProcessing":
-        prefix, suffix = _template(found, special)
-    elif kind == "ByteLevel":  # it is about places in the text, not ids
-        prefix = suffix = ()
-    else:
-        prefix, suffix = [(_pair(found, name, special),)
-                          for name in ("cls", "sep")]
+        around = _template(found, special)
+    elif kind != "ByteLevel":
+        cls, sep = [_pair(found, name, special) for name in ("cls", "sep")]
+        around = {"prefix": (cls,), "suffix": (sep,)}
+    if kind == "RobertaProcessing":
+        around["pair"] = [(part, 0) for part in (cls, 0, sep, sep, 1, sep)]
     if kind in ("ByteLevel", "RobertaProcessing"):
         for name in ("add_prefix_space", "trim_offsets"):
             found.take(name, bool)
         if kind == "ByteLevel":
             found.take("use_regex", bool, True)
     found.end()
-    return prefix, suffix
+    return around
 
 
 def _only_one(found, special):
@@ -675,11 +677,11 @@ def _only_one(found, special):
     several = [_around(inner, special) for inner
                in found.objects("processors")]
     found.end()
-    several = [around for around in several if any(around)]
+    several = [around for around in several if any(around.values())]
     if len(several) > 1:
         raise ValueError(f"{found.where}: {len(several)} processors add "
                          "tokens; must be one at most")
-    return several[0] if several else ((), ())
+    return several[0] if several else {}
 
 
 def _pair(found, name, special):
@@ -696,28 +698,41 @@ def _are_ids(tokens, ids, special):
 
 # %% ../../nbs/84_tokenizer_files.ipynb #19356b6f
 def _template(found, special):
-    """The tokens of a template before and after its `$A`."""
-    names, parts, after = _names(found, special), ([], []), 0
-    for part in found.objects("single"):
-        (kind, body), = part.left.items() if len(part.left) == 1 else [
-            (None, None)]
+    """The tokens of a template around its `$A`, and those of a pair."""
+    names = _names(found, special)
+    single = _template_parts(found, "single", names)
+    pair = _template_parts(found, "pair", names) if found.left.get(
+        "pair") else []
+    found.left.pop("pair", None)
+    if single.count((0, 0)) != 1 or [
+            part for part, kind in single if kind or part == 1]:
+        raise ValueError(f"{found.where}.single: must have one Sequence, A, "
+                         "and every type_id must be 0")
+    if pair and sorted(p for p, _ in pair if p in (0, 1)) != [0, 1]:
+        raise ValueError(f"{found.where}.pair: must have the Sequences A "
+                         "and B, each once")
+    tokens = [part for part, _ in single]
+    place = tokens.index(0)
+    return {"prefix": tokens[:place], "suffix": tokens[place + 1:],
+            "pair": pair}
+
+
+def _template_parts(found, name, names):
+    """Pairs of a special token, 0 for A or 1 for B, and its type."""
+    parts = []
+    for part in found.objects(name):
+        kind = next(iter(part.left), None)
         if kind not in ("Sequence", "SpecialToken"):
             raise ValueError(f"{part.where}: must be a SpecialToken or a "
                              "Sequence")
         body = part.object(kind)
-        body.fixed("type_id", 0)
-        if kind == "Sequence":
-            body.fixed("id", "A")
-            after += 1
-        else:
-            name = body.take("id", str)
-            if name not in names:
-                raise body.wrong("id", name, f"one of {[*names]}")
-            parts[min(after, 1)].extend(names[name])
+        type_id, token = body.take("type_id", int), body.take("id", str)
+        meant = {"A": [0], "B": [1]} if kind == "Sequence" else names
+        if token not in meant:
+            raise body.wrong("id", token, f"one of {[*meant]}")
+        parts += [(one, type_id) for one in meant[token]]
         body.end()
-    if after != 1:
-        raise ValueError(f"{found.where}.single: must have one Sequence")
-    found.take("pair", list, None)  # two texts at once: not our interface
+        part.end()
     return parts
 
 
@@ -1096,17 +1111,18 @@ _CUTS = {
     "WhitespaceSplit": lambda found: Only(r"\S+"),
     "BertPreTokenizer": lambda found: Only(
         rf"[{_MARKS}]|[^\s{_MARKS}]+"),
-    "Punctuation": lambda found: _behaving(found, rf"[{_MARKS}]"),
+    "Punctuation": lambda found: _behaving(
+        found, rf"[{_MARKS}]", found.take("behavior", str, "Isolated")),
     "Digits": lambda found: r"\p{N}" + "+" * (
         not found.take("individual_digits", bool)),
-    "Split": lambda found: _behaving(found, _split_pattern(found)),
+    "Split": lambda found: _behaving(
+        found, _split_pattern(found), found.take("behavior", str),
+        found.take("invert", bool)),
 }
 
 
-def _behaving(found, pattern):
+def _behaving(found, pattern, behavior, invert=False):
     """A pattern of which the matches are kept apart, or removed."""
-    behavior = found.take("behavior", str, "Isolated")
-    invert = found.take("invert", bool, False)
     if behavior == "Isolated":
         return pattern
     if behavior == "Removed":
@@ -1342,11 +1358,10 @@ def _read_tokenizer_json(path):
     added = _added_tokens(top, vocab)
     around, normalizer = [top.optional(name) for name
                           in ("post_processor", "normalizer")]
-    prefix, suffix = (_around(around, added["special_tokens"]) if around
-                      else ((), ()))
+    around = _around(around, added["special_tokens"]) if around else {}
     tokenizer = build(top, model, vocab,
                       normalizer and _normalizer(normalizer),
-                      prefix=prefix, suffix=suffix, **added)
+                      **around, **added)
     model.end()
     top.end()
     return tokenizer
@@ -1632,24 +1647,26 @@ def _write_added(tokenizer):
 
 def _write_around(tokenizer):
     """The prefix and the suffix as a template, of one text and of two."""
-    if not tokenizer.prefix and not tokenizer.suffix:
+    own = tokenizer
+    if not own.prefix and not own.suffix and not own.pair:
         return None
-
-    def parts(tokens, kind):
-        return [{"SpecialToken": {"id": token, "type_id": kind}}
-                for token in tokens]
-
-    first = [*parts(tokenizer.prefix, 0),
-             {"Sequence": {"id": "A", "type_id": 0}},
-             *parts(tokenizer.suffix, 0)]
-    second = [{"Sequence": {"id": "B", "type_id": 1}},
-              *parts(tokenizer.suffix, 1)]
+    single = [(part, 0) for part in (*own.prefix, 0, *own.suffix)]
+    names = {part for part, _ in (*single, *own.pair_template)
+             if isinstance(part, str)}
     return {
-        "type": "TemplateProcessing", "single": first,
-        "pair": first + second, "special_tokens": {
+        "type": "TemplateProcessing",
+        "single": [*map(_write_part, single)],
+        "pair": [*map(_write_part, own.pair_template)], "special_tokens": {
             token: {"id": token, "tokens": [token],
-                    "ids": [tokenizer.special_tokens[token]]}
-            for token in (*tokenizer.prefix, *tokenizer.suffix)}}
+                    "ids": [own.special_tokens[token]]}
+            for token in sorted(names)}}
+
+
+def _write_part(part):
+    what, kind = part
+    if isinstance(what, str):
+        return {"SpecialToken": {"id": what, "type_id": kind}}
+    return {"Sequence": {"id": "AB"[what], "type_id": kind}}
 
 # %% ../../nbs/84_tokenizer_files.ipynb #d9676bbb
 def _write_normalizer(step):
