@@ -4,6 +4,7 @@ Each is trained and saved by the `tokenizers` library, opened here, and has
 to give the same ids for odd strings, before and after it is saved again.
 """
 
+import dataclasses
 import functools
 import io
 import json
@@ -29,7 +30,7 @@ from test_tokenizer_files import (
 from tokenizers import Regex, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
 
-from lmcourse.tokenizers import load_tokenizer
+from lmcourse.tokenizers import Matching, Words, load_tokenizer
 from lmcourse.tokenizers.base import manual
 from lmcourse.tokenizers.bpe import GPT4_PATTERN
 from lmcourse.tokenizers.fast.words import GPT4O_PATTERN
@@ -413,3 +414,74 @@ def test_half_a_character_at_the_end_comes_at_the_end():
     ids = own.encode("a中")
     assert [*own.decode_stream(ids[:2])] == ["a", "\ufffd"]
     assert [*own.decode_stream([])] == []
+
+
+def offsets_of(name, folder):
+    """Own and peer; a post-processor would trim spaces, and is left out."""
+    made = {**FAMILIES, **WILD}[name]()
+    data = made if isinstance(made, dict) else json.loads(made.to_str())
+    path = written({**data, "post_processor": None}, folder)
+    return load_tokenizer(path), tokenizers.Tokenizer.from_file(str(path))
+
+
+@pytest.mark.parametrize("name", [
+    "GPT-2", "Llama 3", "DeepSeek", "RoBERTa", "RoBERTa, space", "Llama 2",
+    "Mistral", "Gemma", "BERT", "BERT, cased", "quick tour", "BPE, fused",
+    "WordPiece, no decoder"])
+def test_offsets_equal_those_of_tokenizers(name, tmp_path):
+    own, peer = offsets_of(name, tmp_path)
+    for text in [*manual()[1][:2], *FOREIGN, *odd_strings()[:1_000]]:
+        theirs = peer.encode(text, add_special_tokens=False)
+        assert own.encode_with_offsets(text, allowed_special="all") == (
+            theirs.ids, theirs.offsets), text
+
+
+@pytest.mark.parametrize("name", [
+    "Qwen", "T5", "T5, old", "ALBERT", "WordPiece, Whitespace"])
+def test_offsets_where_a_normalizer_moves_characters(name, tmp_path):
+    """Where one character comes from several, ours names all of them, and
+    theirs one. Most texts have no such place."""
+    own, peer = offsets_of(name, tmp_path)
+    some, equal = odd_strings()[:1_000], 0
+    for text in some:
+        theirs = peer.encode(text, add_special_tokens=False)
+        ids, offsets = own.encode_with_offsets(text, allowed_special="all")
+        assert ids == theirs.ids
+        equal += offsets == theirs.offsets
+        assert all(0 <= a <= b <= len(text) for a, b in offsets)
+        assert [*map(max, offsets)] == sorted(map(max, offsets))
+    assert equal > 0.6 * len(some)
+    text = "The  naïve\tcat's ﬁsh"
+    ids, offsets = own.encode_with_offsets(text)
+    assert {*range(len(text))} <= {
+        k for a, b in offsets for k in range(a, b)} | {
+        k for k, char in enumerate(text) if char.isspace()}
+
+
+@pytest.mark.parametrize("name, words", [
+    ("bytes not there", "leaves characters out"),
+    ("BPE, no unk", "leaves characters out"),
+    ("BPE, some bytes", "leaves characters out")])
+def test_texts_without_offsets(name, words, tmp_path):
+    own, _ = offsets_of(name, tmp_path)
+    with pytest.raises(ValueError, match=words):
+        own.encode_with_offsets("b中文\x01")
+
+
+def test_offsets_need_a_normalizer_that_tells():
+    own = dataclasses.replace(trained(), normalizer=lambda t: t[::-1])
+    with pytest.raises(ValueError, match="does not tell where"):
+        own.encode_with_offsets("ab")
+    with pytest.raises(ValueError, match="Words: leaves"):
+        Words.train(["a b"]).encode_with_offsets("a")
+    late = load_late()
+    assert late.encode_with_offsets("a b")[1] == [(0, 1), (1, 3)]
+    with pytest.raises(ValueError, match="normalized text have no offsets"):
+        late.encode_with_offsets("a", allowed_special="all")
+
+
+def load_late():
+    """A tokenizer whose special token is looked for after normalizing."""
+    return dataclasses.replace(
+        trained(), special_tokens={"<S>": 9_999}, normalizer=str.lower,
+        matching={"<S>": Matching(normalized=True)})

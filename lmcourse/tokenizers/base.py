@@ -455,6 +455,25 @@ class Tokenizer(_Vocabulary):
             token_type_ids += [kind] * len(ids)
         return input_ids, token_type_ids
 
+    def encode_with_offsets(self, text, *, allowed_special=()):
+        """The ids of `text`, and which of its characters each covers.
+
+        Args:
+            text: any string that has a UTF-8 form.
+            allowed_special: as in `encode`.
+
+        Returns:
+            The list of ids, and a list of pairs `(start, stop)`: the token
+            stands for `text[start:stop]`, the space before it included. A
+            character of several tokens is in the pair of each.
+
+        Raises:
+            ValueError: a normalizer that does not tell.
+        """
+        check_text("text", text)
+        return self._matcher.encode_with_offsets(
+            text, self._may_spell(allowed_special))
+
     def _encode_around(self, text, spelled):
         """The ids of a text that may spell tokens."""
         if self.matching:  # some of them are found in ways of their own

@@ -52,6 +52,7 @@ from lmcourse.tokenizers.wordpiece import (
     BertNormalizer,
     WordPiece,
     lower_letters,
+    split_words,
 )
 from lmcourse.tokenizers.sentencepiece_file import (
     Charsmap,
@@ -559,6 +560,23 @@ class Matcher:
                 ids += _place(self.tokenizer, start == 0).encode_plain(part)
         return ids
 
+    def encode_with_offsets(self, text, spelled):
+        """The same, and for each id the characters that it stands for."""
+        early, late = self._rounds(tuple(spelled))
+        if late and {**late} != {token: token for token in late}:
+            raise ValueError("matching: tokens that are looked for in the "
+                             "normalized text have no offsets")
+        ids, offsets = [], []
+        for start, part, token in split_matched(text, early | late,
+                                                self.matching):
+            coder = _place(self.tokenizer, start == 0)
+            found = ([(spelled[token], 0, len(part))] if token is not None
+                     else _covered(coder, part))
+            for i, first, stop in found:
+                ids.append(i)
+                offsets.append((start + first, start + stop))
+        return ids, offsets
+
     def _encode_late(self, text, late, spelled, first):
         """The same for tokens that stand in the normalized text."""
         ids = []
@@ -647,6 +665,140 @@ def _added_tokens(top, vocab):
             matching[token] = how
     return {"special_tokens": special, "added_tokens": added,
             "matching": matching}
+
+# %% ../../nbs/84_tokenizer_files.ipynb #33452b67
+def _aligned(step, text, places):
+    """A text after a step, and the places where its characters came from."""
+    if isinstance(step, Prepend):
+        return step(text), [places[0]] * len(step.first) * bool(text) + places
+    if isinstance(step, Strip):
+        start = text.index(step(text))
+        return step(text), places[start:start + len(step(text))]
+    if isinstance(step, (Replace, ReplaceAll)):
+        pattern = (step.pattern if isinstance(step, ReplaceAll)
+                   else regex.escape(step.old))
+        found = [match.span() for match in _regular(pattern).finditer(text)]
+        return step(text), _replaced(found, len(step.new), places)
+    units = [unit for cluster in _CLUSTERS.findall(text) for unit in (
+        cluster if "".join(map(step, cluster)) == step(cluster)
+        else [cluster])]
+    made = [*map(step, units)]
+    if "".join(made) != step(text):
+        raise ValueError(f"normalizer={step!r:.60}: does not tell where its "
+                         "characters come from")
+    ends = [0, *accumulate(map(len, units))]
+    moved = [(places[a][0], places[b - 1][1]) for new, (a, b) in
+             zip(made, pairwise(ends), strict=True) for _ in new]
+    return "".join(made), moved
+
+
+def _replaced(found, length, places):
+    """The places after each of the spans `found` became `length` long."""
+    moved, at = [], 0
+    for start, stop in found:
+        moved += places[at:start]
+        moved += [(places[start][0], places[stop - 1][1])] * length
+        at = stop
+    return moved + places[at:]
+
+
+def _prepared(tokenizer, text):
+    """What the tokens of a text cover, and where its characters were."""
+    places = [(i, i + 1) for i in range(len(text))]
+    for step in _flat(tokenizer.normalizer):
+        text, places = _aligned(step, text, places)
+    if isinstance(tokenizer, (WordPiece, WordBPE)):
+        words = (split_words(text) if tokenizer.pattern is None else
+                 cut_in_turn(compile_patterns(tokenizer.pattern), text))
+        return _words_apart(words, text, places)
+    spaces = " "
+    if isinstance(tokenizer, PieceTokenizer):
+        text, spaces = text.replace(" ", SPACE), SPACE
+    prepared = prepare_text(text, None, tokenizer.prefix_space,
+                            spaces=spaces)
+    if len(prepared) > len(text):
+        prepared, places = spaces + text, places[:1] + places
+    return prepared, places
+
+
+def _words_apart(words, text, places):
+    made, moved, at = [], [], 0
+    for word in words:
+        at = text.index(word, at)
+        made.append(word)
+        moved += [*places[at:at + len(word)], (0, 0)]
+        at += len(word)
+    return " ".join(made), moved
+
+# %% ../../nbs/84_tokenizer_files.ipynb #de0044f9
+def _surface(tokenizer, i):
+    """The bytes that a token stands for in a text; None if that depends."""
+    if i == tokenizer.unk_id:
+        return None
+    token = tokenizer.by_id[i] if i in tokenizer.by_id else (
+        tokenizer.token(i))
+    if isinstance(tokenizer, ByteBPE):
+        return token
+    if token in BYTES and i in getattr(tokenizer, "byte_of", [i]):
+        return bytes([BYTES.index(token)])
+    mark = getattr(tokenizer, "mark", "")
+    return (token.removeprefix(mark) or token).encode()
+
+
+def _covered(tokenizer, text):
+    """The ids of plain text, each with the place where it begins and ends.
+
+    Raises:
+        ValueError: a tokenizer or a normalizer that does not tell.
+    """
+    prepared, places = _prepared(tokenizer, text)
+    raw, at, found = prepared.encode(), 0, []
+    if not _keeps_order(tokenizer, prepared):
+        raise ValueError(f"{type(tokenizer).__name__}: leaves characters out "
+                         "or moves them, and then has no offsets")
+    ids = tokenizer.encode_plain(text)
+    surfaces = [_surface(tokenizer, i) for i in ids]
+    for n, (i, surface) in enumerate(zip(ids, surfaces, strict=True)):
+        if surface is None:
+            at += len(raw[at:]) - len(raw[at:].lstrip(b" "))
+            stop = _end_of_unknown(tokenizer, raw, at, surfaces[n + 1:])
+        else:
+            at = raw.index(surface, at)
+            stop = at + len(surface)
+        found.append((i, at, stop))
+        at = stop
+    # a place in the bytes as one in the characters
+    number = [*chain.from_iterable([k] * len(char.encode())
+                                   for k, char in enumerate(prepared))]
+    return [(i, places[number[a]][0], places[number[b - 1]][1])
+            if a < b else (i, 0, 0) for i, a, b in found]
+
+
+def _keeps_order(tokenizer, prepared):
+    """Whether all of a text is in its tokens, one behind the other."""
+    if isinstance(tokenizer, ByteBPE):
+        return all(bytes([b]) in tokenizer.vocab for b in prepared.encode())
+    if isinstance(tokenizer, WordBPE):
+        return not tokenizer.byte_fallback and (
+            tokenizer.unk_token is not None or all(
+                char in tokenizer.vocab for char in prepared.replace(" ", "")))
+    return isinstance(tokenizer, WordPiece) or (
+        isinstance(tokenizer, PieceTokenizer)
+        and len(tokenizer.byte_of) in (0, 256))
+
+
+def _end_of_unknown(tokenizer, raw, at, following):
+    """Where an unknown token ends: with a word, a character or a run."""
+    if isinstance(tokenizer, WordPiece):
+        return (raw + b" ").index(b" ", at)
+    one = len(raw[at:].decode()[:1].encode())
+    if not getattr(tokenizer, "fuse_unk", True):
+        return at + one
+    known = next(filter(None, following), None)
+    if isinstance(tokenizer, WordBPE):
+        raw = raw[:(raw + b" ").index(b" ", at)]
+    stop = raw.find(known, at + one) if known else -1
+    return stop if stop >= 0 else len(raw)
 
 # %% ../../nbs/84_tokenizer_files.ipynb #c7ea1f43
 def _around(found, special):
