@@ -465,7 +465,8 @@ class Tokenizer(_Vocabulary):
         Returns:
             The list of ids, and a list of pairs `(start, stop)`: the token
             stands for `text[start:stop]`, the space before it included. A
-            character of several tokens is in the pair of each.
+            character of several tokens is in the pair of each. Where a
+            normalizer makes one of several, all of them are named.
 
         Raises:
             ValueError: a normalizer that does not tell.
