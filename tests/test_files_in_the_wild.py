@@ -125,19 +125,24 @@ def lacking(*lost, unk=None):
             "model": {**model, "vocab": kept, "merges": merges}}
 
 
+def unadded(data, *names):
+    """The file without some of its added tokens."""
+    return {**data, "added_tokens": [e for e in data["added_tokens"]
+                                     if e["content"] not in names]}
+
+
 def without_unk_among_added(peer):
-    data = json.loads(peer.to_str())
-    data["added_tokens"] = [e for e in data["added_tokens"]
-                            if e["content"] != "[UNK]"]
-    return data
+    return unadded(json.loads(peer.to_str()), "[UNK]")
 
 
-def some_bytes():
+SOME_BYTES = [f"<0x{b:02X}>" for b in (
+    *range(0x80), 0xC3, *range(0xA0, 0xC0), 0xE4)]
+
+
+def some_bytes(pre_tokenizer):
     """Byte fallback, and bytes for a part of the characters only."""
-    names = [f"<0x{b:02X}>" for b in (*range(0x80), 0xC3, *range(0xA0, 0xC0),
-                                      0xE4, 0xB8, 0xAD)]
-    return bpe(special=[*FIVE, *names], options={"byte_fallback": True},
-               pre_tokenizer=pre.Whitespace())
+    return bpe(special=[*FIVE, *SOME_BYTES], options={"byte_fallback": True},
+               pre_tokenizer=pre_tokenizer)
 
 
 def an_empty_token():
@@ -180,7 +185,7 @@ WILD = {
         pre.Whitespace(), pre.Digits(individual_digits=True)])),
     "BPE, punctuation": lambda: bpe(pre_tokenizer=pre.Sequence([
         pre.WhitespaceSplit(), pre.Punctuation("removed")])),
-    "BPE, some bytes": some_bytes,
+    "BPE, some bytes": lambda: some_bytes(pre.Whitespace()),
     "WordPiece, Whitespace": lambda: word_piece(
         pre.Whitespace(), normalizer=normalizers.Sequence([
             normalizers.NFD(), normalizers.Lowercase(),
@@ -188,6 +193,12 @@ WILD = {
     "WordPiece, no unk added": lambda: without_unk_among_added(
         word_piece(pre.WhitespaceSplit())),
     "WordPiece, no decoder": lambda: word_piece(pre.BertPreTokenizer()),
+    "Unigram, no unk added": lambda: unadded(FAMILIES["T5"](), "<unk>"),
+    "Metaspace, no unk added": lambda: unadded(json.loads(bpe(
+        pre_tokenizer=pre.Metaspace(), decoder=decoders.Metaspace()
+    ).to_str()), "[UNK]"),
+    "Metaspace, some bytes": lambda: unadded(json.loads(some_bytes(
+        pre.Metaspace(split=False)).to_str()), *SOME_BYTES),
     "Digits": lambda: byte_level(pre.Digits(individual_digits=True)),
     "Digits together": lambda: byte_level(pre.Digits()),
     "Splits": lambda: byte_level(
@@ -233,7 +244,7 @@ def test_opened_and_saved(name, tmp_path):
     assert_equal(some, own.encode_batch(some, **options), theirs)
     assert [own.encode_to_numpy(text, **options).tolist()
             for text in some[:50]] == theirs[:50]
-    if data["decoder"]:
+    if data["decoder"] and data["decoder"]["type"] != "Metaspace":
         for ids in theirs[:500]:
             assert own.decode(ids) == peer.decode(
                 ids, skip_special_tokens=False)
