@@ -229,7 +229,9 @@ class _Vocabulary(PlainTokenizer):
             object.__setattr__(self, name, own)
         for name in ("prefix", "suffix"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "pair", tuple(map(tuple, self.pair)))
+        pair = tuple(map(tuple, self.pair))
+        object.__setattr__(self, "pair",
+                           () if pair == self._usual_pair else pair)
         _check_ids(self.vocab, self.special_tokens, self.added_tokens)
         _check_roles(self)
 
@@ -256,6 +258,12 @@ class _Vocabulary(PlainTokenizer):
         as_bytes = self.vocab.get(self.unk_token.encode())
         return self.special_tokens.get(
             self.unk_token, self.vocab.get(self.unk_token, as_bytes))
+
+    @cached_property
+    def _usual_pair(self):
+        first = *self.prefix, 0, *self.suffix
+        return (*((part, 0) for part in first),
+                *((part, 1) for part in (1, *self.suffix)))
 
     @cached_property
     def _all_ids(self):
@@ -425,12 +433,10 @@ class Tokenizer(_Vocabulary):
             ids += map(self.special_tokens.get, self.suffix)
         return ids
 
-    @cached_property
+    @property
     def pair_template(self):
-        """The parts of `pair`, or those that it has if it is empty."""
-        first = *self.prefix, 0, *self.suffix
-        return self.pair or (*((part, 0) for part in first),
-                             *((part, 1) for part in (1, *self.suffix)))
+        """The parts of `pair`, or the usual ones if it is empty."""
+        return self.pair or self._usual_pair
 
     def encode_pair(self, first, second, *, allowed_special=()):
         """Two texts as one sequence, with special tokens around them.

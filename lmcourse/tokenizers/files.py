@@ -1685,6 +1685,9 @@ def load_tokenizer(path, **options):
         FileNotFoundError: there is nothing, or nothing that is known.
         ValueError: a broken file; a file that asks for what is not
             supported; several files, and none of them comes first.
+
+    Warns:
+        UserWarning: the file has settings for batches, which are not done.
     """
     path = Path(path)
     file, read, allowed = _found(path)
