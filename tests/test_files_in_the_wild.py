@@ -276,8 +276,8 @@ def test_what_is_still_refused(tmp_path):
             (changed(level(split("(?i:ss)"))), "means another thing"),
             (changed(tour(), decoder={"type": "BPEDecoder",
                                       "suffix": "</w>"}), "BPEDecoder"),
-            (changed(bpe(options={"end_of_word_suffix": "</w>"},
-                         pre_tokenizer=pre.Whitespace())),
+            (changed(tour(), model={**json.loads(tour().to_str())["model"],
+                                    "end_of_word_suffix": "</w>"}),
              "end_of_word_suffix='</w>'"),
             (lacking("b", unk="[none]"), "lacks some bytes")]:
         with pytest.raises(ValueError, match=words) as caught:
@@ -496,3 +496,16 @@ def load_late():
     return dataclasses.replace(
         trained(), special_tokens={"<S>": 9_999}, normalizer=str.lower,
         matching={"<S>": Matching(normalized=True)})
+
+
+def test_an_empty_token_among_vocab_and_merges(tmp_path):
+    data = an_empty_token()["model"]
+    written(data["vocab"], tmp_path, "vocab.json")
+    (tmp_path / "merges.txt").write_text("\n".join(data["merges"]))
+    own = load_tokenizer(tmp_path)
+    peer = tokenizers.Tokenizer(models.BPE.from_file(
+        str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")))
+    peer.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
+    some = odd_strings()[:300]
+    assert_equal(some, own.encode_batch(some), ids_of(peer, some))
+    assert own.decode([data["vocab"][""]]) == ""

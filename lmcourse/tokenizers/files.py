@@ -1552,7 +1552,7 @@ def _read_vocab_and_merges(path, pattern=GPT2_PATTERN):
             raise ValueError(f"line {n} of merges.txt, {line!r:.60}: must be "
                              f"two tokens of {path.name} that make a third")
         merges.append(pair)
-    made = {*_LETTERS, *map("".join, merges)}
+    made = {"", *_LETTERS, *map("".join, merges)}  # "": Whisper has it
     special = {token: i for token, i in vocab.items() if token not in made}
     return ByteBPE(
         vocab={_as_bytes(token): i for token, i in vocab.items()
