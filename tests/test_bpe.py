@@ -31,6 +31,7 @@ from lmcourse.tokenizers.bpe import (
     segment_bpe,
     spell,
 )
+from lmcourse.tokenizers.fast import bpe as fast_bpe
 from lmcourse.world import documents
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -138,8 +139,8 @@ def test_merges_overlap_from_the_left():
      "256 bytes"),
     (lambda: ByteBPE.train(["low"], 300, special_tokens=["a", "a"]),
      ValueError, "'a' appears twice"),
-    (lambda: ByteBPE(vocab={b"a": 0}, special_tokens={}), ValueError,
-     "lacks the byte"),
+    (lambda: ByteBPE(vocab={b"a": 0}, special_tokens={}, merges=None),
+     ValueError, "lacks the byte"),
     (lambda: dataclasses.replace(small(), merges=[(b"x", b"yz")]),
      ValueError, r"merges\[0\]"),
     (lambda: small().encode("\udfff"), ValueError, "surrogate"),
@@ -394,3 +395,29 @@ def test_patterns_lose_nothing():
     for pattern in (GPT2_PATTERN, GPT4_PATTERN):
         for text in STRANGE:
             assert "".join(regex.findall(pattern, text)) == text
+
+
+@pytest.mark.parametrize("engine", ["plain", "compiled"])
+@pytest.mark.parametrize("unk_id", [None, 9])
+def test_bytes_that_have_no_id(engine, unk_id):
+    """Left out before anything is merged, or unknown."""
+    vocab = {b"a": 0, b"b": 1, b"ab": 2, b"axb": 3, b"": 4}
+    make = bpe._Encoder if engine == "plain" else fast_bpe.FastEncoder
+    own = make(vocab, [(b"a", b"b")], r"\S+", False, unk_id)
+    unknown = [] if unk_id is None else [9]
+    long = "ab" + "x" * 100 + "ab"
+    assert own.encode("ab") == [2]
+    assert own.encode("axb") == ([0, 9, 1] if unknown else [2])
+    assert own.encode("x") == unknown
+    assert own.encode(long) == [2, *unknown * 100, 2]
+
+
+def test_patterns_that_drop_something():
+    text = "a1 b22\u0301c "
+    assert bpe.Only(r"\w+")(text) == ["a1", "b22\u0301c"]
+    assert bpe.Only(r"\d", between=True)(text) == ["a", " b", "\u0301c "]
+    own = ByteBPE.train(["aa bb aa"], 259, pattern=bpe.Only(r"\w+"))
+    assert own.decode(own.encode("aa bb")) == "aabb"
+    assert b" " not in {t for pair in own.merges for t in pair}
+    with pytest.raises(ValueError, match="does not compile"):
+        bpe.Only("(a")

@@ -186,3 +186,13 @@ def test_cache_of_a_package_that_cannot_be_written(tmp_path):
             "PYTHONDONTWRITEBYTECODE": "1"}, cwd=tmp_path)
     assert done.stdout.startswith(str(package))
     assert list((tmp_path / "cache").rglob("*.nbi"))
+
+
+@pytest.mark.parametrize("n", [1, 3 * 10 ** 9, 2 ** 31, 2 ** 32, 2 ** 40])
+@pytest.mark.parametrize("score", fast_pieces.SCORES)
+def test_counts_may_be_large(score, n):
+    """The product of two counts fits no integer of 64 bits any more."""
+    corpus = {"hug": 10 * n, "pug": 5 * n, "pun": 12 * n, "hugs": 5 * n}
+    learned = fast_pieces.learn_wordpiece(corpus, 18, score=score)
+    assert learned == learn_wordpiece_loop(corpus, 18, score=score)
+    assert len(learned) > 14

@@ -487,7 +487,7 @@ def test_broken_tables_end():
     ({"ranks": [1, 2]}, "ranks: are 2, for 1 merges"),
     ({"user_defined": ["x"]}, "vocab: 'x' has no id"),
     ({"unused": ["x"]}, "vocab: 'x' has no id"),
-    ({"byte_fallback": True}, "<0x00> has no id"),
+    ({"byte_fallback": True, "unk_token": None}, "<0x00> has no id"),
     ({"unk_token": None}, "unk_token=None"),
 ])
 def test_faults_of_fields(options, message):

@@ -33,7 +33,12 @@ from lmcourse.tokenizers.base import (
     Tokenizer,
     manual,
 )
-from lmcourse.tokenizers.bpe import GPT2_ALPHABET, GPT2_PATTERN, GPT4_PATTERN
+from lmcourse.tokenizers.bpe import (
+    GPT2_ALPHABET,
+    GPT2_PATTERN,
+    GPT4_PATTERN,
+    Only,
+)
 from lmcourse.tokenizers.fast import bpe as fast_bpe
 from lmcourse.tokenizers.files import (
     ByGrapheme,
@@ -783,12 +788,59 @@ def test_steps_do_what_they_do_in_tokenizers(name):
 
 @pytest.mark.parametrize("pattern, text", [
     ("^a", "a\na"), ("a$", "a\na"), (r"a\Z", "a\n"), (r"\h", "f"),
-    ("a{1,2}+", "aaaa"), ("[a&&b]", "ab&"), ("[a[b]]", "ab]")])
-def test_patterns_that_are_refused_mean_another_thing(pattern, text):
-    peer = normalizers.Replace(tokenizers.Regex(pattern), "_")
-    assert peer.normalize_str(text) != ReplaceAll(pattern, "_")(text)
-    with pytest.raises(ValueError, match="means another thing"):
-        files._check_pattern(pattern)
+    ("a{1,2}+", "aaaa"), ("a{2}?", "a"), ("[a--b]", "-"), ("[a||b]", "|"),
+    ("(?i:ss)", "ß"), ("(?i:[a-c]ﬁ)", "afi"), (r"\p{Lowercase}", "a"),
+    (r"\p{IsHan}", "我"), (r"\p{Script=Han}", "我"), ("(?i)a", "A")])
+def test_patterns_that_are_refused(pattern, text):
+    """The library sees another thing in them, or cannot read them."""
+    try:
+        peer = normalizers.Replace(tokenizers.Regex(pattern), "_")
+        same = peer.normalize_str(text) == ReplaceAll(pattern, "_")(text)
+    except Exception:  # of no type of its own
+        same = False
+    assert not same or pattern in (r"\p{Lowercase}", "(?i)a")
+    for translate in (files._read_pattern, files._written_pattern):
+        with pytest.raises(ValueError, match="means another thing"):
+            translate(pattern)
+
+
+@pytest.fixture(scope="module")
+def assigned():
+    """All characters but those that are new, and one that was regrouped.
+
+    Line ends stand between them, so that none is a neighbor of another.
+    """
+    newer = newer_characters(CHARACTERS) | {"\u0295", "\n", "\r"}
+    return "\n".join(char for char in CHARACTERS if char not in newer)
+
+
+@pytest.mark.parametrize("part", [
+    *(rf"\{letter}" for letter in "wWsSdDrtfva"), ".", r"[\w&&\p{L}]",
+    r"[^\W\d]", r"[\W\d]", r"[^a-y&&[^x]]", "[a[b-d]]", "(?i:[sdmtk])",
+    r"\u00e9", r"\x41", r"\-",
+    *(rf"\p{{{name}}}" for name in sorted(files._PROPERTIES))])
+def test_parts_of_patterns_mean_the_same(part, assigned):
+    """Read or written, a pattern has the meaning of its own engine."""
+    for own, theirs in ((files._read_pattern(part), part),
+                        (part, files._written_pattern(part))):
+        peer = normalizers.Replace(tokenizers.Regex(theirs), "")
+        assert ReplaceAll(own, "")(assigned) == peer.normalize_str(assigned)
+
+
+@pytest.mark.parametrize("pattern", [
+    r"\w+|\W", r"\b", r"\B.", r"\bx|[^\w\s]+", r"(?i:k|'ll)\b",
+    "[\\p{L}&&[^\\p{Han}]]+"])
+def test_edges_of_words_mean_the_same(pattern):
+    theirs = normalizers.Replace(tokenizers.Regex(pattern), "_")
+    own = ReplaceAll(files._read_pattern(pattern), "_")
+    ours = ReplaceAll(pattern, "_")
+    written = normalizers.Replace(
+        tokenizers.Regex(files._written_pattern(pattern)), "_")
+    for text in [*many()[:3_000], "m²", "½x \u200dx", "x\u200c", "K k"]:
+        assert own(text) == theirs.normalize_str(text)
+        assert ours(text) == written.normalize_str(text)
+    back = files._read_pattern(files._written_pattern(pattern))
+    assert r"\b" in pattern or r"\B" in pattern or back == pattern
 
 
 def test_by_grapheme():
@@ -852,6 +904,7 @@ def changed(base, **fields):
 BASES = [byte_base, unigram_base, wordpiece_base, piece_base]
 ROLES = {
     "prefix": ("<s>",), "suffix": ("</s>", "</s>"),
+    "pair": (("<s>", 2), (1, 1), ("</s>", 0), (0, 0)),
     "matching": {"<m>": Matching(lstrip=True),
                  "<s>": Matching(rstrip=True, single_word=True)},
     "added_tokens": {"<tool>": 9_000, "don't": 9_001},
@@ -869,6 +922,9 @@ VARIANTS = {
     "pattern with gaps": (byte_base, {"pattern": r"\p{L}+|\d"}),
     "ignore_merges": (byte_base, {"ignore_merges": True, "merges": ()}),
     "byte unk_token": (byte_base, {"unk_token": "<m>"}),
+    "byte only": (byte_base, {"pattern": Only(r"\w+|,")}),
+    "byte between": (byte_base, {"pattern": (Only(r"\s+", True), "a")}),
+    "WordPiece pattern": (wordpiece_base, {"pattern": Only(r"\S+")}),
     "mark": (wordpiece_base, {"mark": "@"}),
     "max_word_length": (wordpiece_base, {"max_word_length": 4}),
     "cleanup": (wordpiece_base, {"cleanup": True}),
@@ -923,6 +979,9 @@ def test_reloaded_and_opened_elsewhere(name, tmp_path):
     for text in some[:300]:
         ids = own.encode(text)
         assert again.decode(ids) == own.decode(ids)
+    pair = own.encode_pair("Hello", "you")
+    assert again.encode_pair("Hello", "you") == pair
+    assert peer.encode("Hello", "you").type_ids == pair[1]
     again.save(tmp_path / "there")
     files_equal = [(tmp_path / folder / "tokenizer.json").read_bytes()
                    for folder in ("here", "there")]
@@ -957,8 +1016,6 @@ def test_words_and_characters(cls, options, tmp_path):
     some = [*many()[:2_000], *PAGES, "", " ", "\n"]
     same_ids(own, again, some)
     peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    if cls is Words:  # `\w` is not the same in all regular expressions
-        some = [text for text in some if text.isascii()]
     assert_equal(some, own.encode_batch(some, allowed_special="all"),
                  ids_of(peer, some, add_special_tokens=False))
     without = dataclasses.replace(
@@ -1000,7 +1057,7 @@ def one_line(caught, *words):
 @pytest.mark.parametrize("make, words", [
     (lambda: changed(byte_base, normalizer=str.lower), ["normalizer="]),
     (lambda: changed(unigram_base, normalizer=Charsmap(
-        compile_charsmap({"a": "b"}))), ["normalizer=", "ByGrapheme"]),
+        compile_charsmap({"a": "b"}))), ["normalizer=", "by_grapheme"]),
     (lambda: changed(byte_base, special_tokens={"er": 999}), ["er", "999"]),
     (lambda: changed(byte_base, added_tokens={"<tool>": 999}),
      ["added_tokens['<tool>']=999", "from 500 on"]),
@@ -1148,7 +1205,7 @@ def test_no_change_of_a_file_is_ignored(name, tmp_path):
             refused += 1
             continue
         opened += 1
-        if "pair" in path:
+        if "pair" in path or path[0] in ("truncation", "padding"):
             continue  # it may be broken; only theirs looks at it
         if path[0] == "added_tokens" and path[-1] in ("special",
                                                       "single_word"):
@@ -1160,7 +1217,8 @@ def test_no_change_of_a_file_is_ignored(name, tmp_path):
                               add_special_tokens=True) == a, (path, other)
         for text in texts[:20]:
             ids = own.encode(text)
-            if not {*ids} & own._stands_alone and path[:1] == ("decoder",):
+            if not {*ids} & own._stands_alone and path[:1] == (
+                    "decoder",) and peer.decoder:  # else ours is free
                 assert own.decode(ids).strip() == peer.decode(
                     ids, skip_special_tokens=False).strip(), (path, other)
     assert refused > 100 and opened
@@ -1275,24 +1333,24 @@ def test_faults_of_fields(tmp_path):
         one_line(caught, tmp_path / "tokenizer.json", *words)
 
     data = gpt2()
-    attempt(mutated(data, ("truncation",), {"max_length": 5}), "truncation=")
+    attempt(mutated(data, ("truncation",), 5), "truncation=5")
     attempt(mutated(data, ("model", "dropout"), 0.1), "model.dropout=0.1")
     attempt(mutated(data, ("model", "merges", 0), "a zz"), "merges[0]='a zz'")
     attempt(mutated(data, ("model", "vocab", "e"), 0), "has this id already")
     attempt(mutated(data, ("model", "vocab", "e"), 1 << 24), "vocab['e']")
-    attempt(mutated(data, ("decoder",), None), "decoder")
+    attempt(mutated(data, ("decoder",), {"type": "Fuse"}), "['Fuse'] is not")
     attempt(mutated(data, ("added_tokens", 0, "speed"), 1), "speed")
     attempt(mutated(llama3(), (
         "pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"), "(a"),
         "'(a': does not compile")
     attempt(mutated(llama3(), (
-        "pre_tokenizer", "pretokenizers", 0, "behavior"), "Removed"),
-        "pretokenizers[0].behavior='Removed'")
+        "pre_tokenizer", "pretokenizers", 0, "behavior"), "Contiguous"),
+        "pretokenizers[0].behavior='Contiguous'")
     attempt(mutated(albert(), ("normalizer", "normalizers", 6, "pattern"),
                     {"Regex": "(a"}), "normalizers[6]", "does not compile")
     for pattern, part in [("^a", "^"), ("a$", "$"), (r"a\Z", r"\Z"),
-                          ("(?m:a)", "(?m"), ("a{2}+", "}+"), ("[a[b]]", "["),
-                          ("[a&&b]", "&&"), (r"\h", r"\h")]:
+                          ("(?m:a)", "(?m"), ("a{2}+", "{2}+"), (r"\h", r"\h"),
+                          ("[a--b]", "--"), ("(?i:ss)", "(?i:ss)")]:
         attempt(mutated(albert(), ("normalizer", "normalizers", 6, "pattern"),
                         {"Regex": pattern}), f": {part} means another thing")
     attempt(mutated(t5(), ("model", "vocab", 7), ["x", "y"]), "vocab[7]")
@@ -1303,7 +1361,13 @@ def test_faults_of_fields(tmp_path):
         attempt(mutated(bert(), ("model", "max_input_chars_per_word"),
                         length), "max_input_chars_per_word=")
     attempt(mutated(t5(), ("model", "vocab", 3, 0), "odd"), SPACE)
-    attempt(mutated(bert(), ("model", "unk_token"), "the"), "unk_token='the'")
+    attempt(mutated(bert(), ("model", "unk_token"), "x y"), "unk_token='x y'")
+
+
+    attempt(mutated(bert(), ("post_processor", "pair"), [{"Sequence": {
+        "id": "A", "type_id": 0}}]), "pair: must have the Sequences A and B")
+    attempt(mutated(bert(), ("post_processor", "single", 0, "SpecialToken",
+                             "type_id"), 1), "every type_id must be 0")
 
 
 def test_faults_of_folders(tmp_path):

@@ -373,3 +373,30 @@ def test_a_broken_engine_is_no_missing_one(kind, broken, unload, monkeypatch):
         kind.train(texts, size)
     with pytest.raises((ImportError, AttributeError)):
         pickle.loads(pickle.dumps(plain)).encode("the cat runs " * 9_000)
+
+
+@pytest.mark.parametrize("train", [
+    Words.train, Characters.train, ByteBPE.train, WordPiece.train,
+    Unigram.train])
+def test_sizes_may_be_integers_of_numpy(train):
+    pages = manual()[0][:3]
+    own = train(pages, np.int64(700))
+    assert own.encode(pages[1]) == train(pages, 700).encode(pages[1])
+    assert own.vocab_size == train(pages, 700).vocab_size
+
+
+def test_allowed_special_may_be_an_iterator():
+    own = Words.train(["the cat"])
+    texts = [END_OF_TEXT, f"the{END_OF_TEXT}", END_OF_TEXT]
+    assert own.encode_batch(texts, allowed_special=iter([END_OF_TEXT])) \
+        == own.encode_batch(texts, allowed_special=[END_OF_TEXT])
+
+
+def test_unknown_tokens_that_are_not_special():
+    own = Words(vocab={" a": 0, "[UNK]": 1}, special_tokens={},
+                unk_token="[UNK]")
+    assert own.encode("a b", allowed_special="all") == [0, 1]
+    assert own.decode([0, 1], skip_special_tokens=True) == "a[UNK]"
+    with pytest.raises(ValueError, match="unk_token='no': must be one of"):
+        dataclasses.replace(own, unk_token="no")
+    assert pickle.loads(pickle.dumps(own)) == own

@@ -7,10 +7,15 @@ from lmcourse.tokenizers.base import ENGINES, Characters, Tokenizer, Words
 from lmcourse.tokenizers.bpe import ByteBPE, learn_bpe, segment_bpe
 from lmcourse.tokenizers.files import (
     Matching,
+    WordBPE,
+    by_grapheme,
     load_tokenizer,
     save_tokenizer,
 )
-from lmcourse.tokenizers.sentencepiece_file import PieceBPE
+from lmcourse.tokenizers.sentencepiece_file import (
+    PieceBPE,
+    write_sentencepiece,
+)
 from lmcourse.tokenizers.unigram import Unigram, segment_unigram
 from lmcourse.tokenizers.wordpiece import (
     BertNormalizer,
@@ -19,9 +24,10 @@ from lmcourse.tokenizers.wordpiece import (
 )
 
 __all__ = ["BertNormalizer", "ByteBPE", "Characters", "Matching", "PieceBPE",
-           "Tokenizer", "Unigram", "WordPiece", "Words", "learn_bpe",
-           "load_tokenizer", "save_tokenizer", "segment_bpe",
-           "segment_unigram", "segment_wordpiece"]
+           "Tokenizer", "Unigram", "WordBPE", "WordPiece", "Words",
+           "by_grapheme", "learn_bpe", "load_tokenizer", "save_tokenizer",
+           "segment_bpe", "segment_unigram", "segment_wordpiece",
+           "write_sentencepiece"]
 
 # What the classes look up by name; numba is loaded when it is needed.
 ENGINES.update(

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
+from numbers import Integral
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -146,8 +147,11 @@ def _check_roles(tokenizer):
     used = [("unk_token", tokenizer.unk_token)] * bool(tokenizer.unk_token)
     used += [("prefix", token) for token in tokenizer.prefix]
     used += [("suffix", token) for token in tokenizer.suffix]
+    used += [("pair", part) for part, _ in tokenizer.pair
+             if part not in (0, 1)]
     for name, token in used:
-        if token not in tokenizer.special_tokens:
+        if token not in tokenizer.special_tokens and (
+                name != "unk_token" or tokenizer.unk_id is None):
             raise ValueError(f"{name}={token!r}: must be one of the special "
                              f"tokens {[*tokenizer.special_tokens]}")
 
@@ -215,6 +219,7 @@ class _Vocabulary(PlainTokenizer):
     unk_token: str | None = None
     prefix: tuple = ()
     suffix: tuple = ()
+    pair: tuple = ()
     normalizer = None  # some subclasses make fields of these two
     prefix_space = False
 
@@ -224,6 +229,9 @@ class _Vocabulary(PlainTokenizer):
             object.__setattr__(self, name, own)
         for name in ("prefix", "suffix"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        pair = tuple(map(tuple, self.pair))
+        object.__setattr__(self, "pair",
+                           () if pair == self._usual_pair else pair)
         _check_ids(self.vocab, self.special_tokens, self.added_tokens)
         _check_roles(self)
 
@@ -245,7 +253,17 @@ class _Vocabulary(PlainTokenizer):
     @cached_property
     def unk_id(self):
         """The id of `unk_token`; None if there is none."""
-        return self.special_tokens.get(self.unk_token)
+        if self.unk_token is None:
+            return None
+        as_bytes = self.vocab.get(self.unk_token.encode())
+        return self.special_tokens.get(
+            self.unk_token, self.vocab.get(self.unk_token, as_bytes))
+
+    @cached_property
+    def _usual_pair(self):
+        first = *self.prefix, 0, *self.suffix
+        return (*((part, 0) for part in first),
+                *((part, 1) for part in (1, *self.suffix)))
 
     @cached_property
     def _all_ids(self):
@@ -300,6 +318,14 @@ class _Vocabulary(PlainTokenizer):
         """The tokenizer for text that something else stands before."""
         return (replace(self, prefix_space=False)
                 if self.prefix_space == "first" else self)
+
+    @cached_property
+    def _inside(self):
+        """The same for `decode`: where a space was put only if none was
+        typed, the ids no longer tell which of the two it is.
+        """
+        return replace(self.later, prefix_space=False) \
+            if self.prefix_space == "missing" else self.later
 
     @cached_property
     def _matcher(self):
@@ -375,9 +401,14 @@ class Tokenizer(_Vocabulary):
             which may be those of the same tokens in `vocab`.
         matching: for some of these two, a `Matching` that says how they
             are found. Others are found exactly as they are.
-        unk_token: the special token that stands for unknown text, if any.
+        unk_token: the token that stands for unknown text, if any; a special
+            one, or one of `vocab`.
         prefix: special tokens that `add_special_tokens` puts first.
         suffix: special tokens that `add_special_tokens` puts last.
+        pair: what `encode_pair` puts together: special tokens, 0 for the
+            first text and 1 for the second, each with its type id. If it
+            is empty, prefix, first text, suffix, all of type 0, then second
+            text and suffix, of type 1.
 
     Raises:
         ValueError: an id that is negative or given twice; a role for a
@@ -401,6 +432,54 @@ class Tokenizer(_Vocabulary):
             ids[:0] = map(self.special_tokens.get, self.prefix)
             ids += map(self.special_tokens.get, self.suffix)
         return ids
+
+    @property
+    def pair_template(self):
+        """The parts of `pair`, or the usual ones if it is empty."""
+        return self.pair or self._usual_pair
+
+    def encode_pair(self, first, second, *, allowed_special=()):
+        """Two texts as one sequence, with special tokens around them.
+
+        Devlin et al. (2019), figure 2.
+
+        Args:
+            first: any string that has a UTF-8 form.
+            second: another one.
+            allowed_special: as in `encode`.
+
+        Returns:
+            The lists `input_ids` and `token_type_ids`, equally long.
+        """
+        texts = self.encode_batch([first, second],
+                                  allowed_special=allowed_special)
+        input_ids, token_type_ids = [], []
+        for part, kind in self.pair_template:
+            ids = ([self.special_tokens[part]] if isinstance(part, str)
+                   else texts[part])
+            input_ids += ids
+            token_type_ids += [kind] * len(ids)
+        return input_ids, token_type_ids
+
+    def encode_with_offsets(self, text, *, allowed_special=()):
+        """The ids of `text`, and which of its characters each covers.
+
+        Args:
+            text: any string that has a UTF-8 form.
+            allowed_special: as in `encode`.
+
+        Returns:
+            The list of ids, and a list of pairs `(start, stop)`: the token
+            stands for `text[start:stop]`, the space before it included. A
+            character of several tokens is in the pair of each. Where a
+            normalizer makes one of several, all of them are named.
+
+        Raises:
+            ValueError: a normalizer that does not tell.
+        """
+        check_text("text", text)
+        return self._matcher.encode_with_offsets(
+            text, self._may_spell(allowed_special))
 
     def _encode_around(self, text, spelled):
         """The ids of a text that may spell tokens."""
@@ -434,9 +513,34 @@ class Tokenizer(_Vocabulary):
             if alone:
                 parts += [self._spelled_by_id[i] for i in run]
             else:
-                coder = self.later if parts else self
+                coder = self._inside if parts else self
                 parts.append(coder.decode_plain(list(run), errors))
         return self._join(parts)
+
+    def decode_stream(self, ids, **options):
+        """The text of ids in parts, as soon as each is known.
+
+        Half a character is held back until its other half has come, or the
+        ids end.
+
+        Args:
+            ids: an iterable of integers, such as a model that writes.
+            options: those of `decode`.
+
+        Yields:
+            Strings that give `decode(ids)` when they are joined.
+        """
+        seen, waiting, done, text = [], [], "", ""
+        for i in ids:
+            waiting.append(i)
+            text = self.decode(seen + waiting, **options)
+            if text.endswith("\ufffd") or text == done:
+                continue
+            yield text.removeprefix(done)
+            seen, waiting = waiting, []  # enough to know what goes before
+            text = done = self.decode(seen, **options)
+        if text != done:
+            yield text.removeprefix(done)
 
     def tokenize(self, text, **options):
         """The tokens of `text` as strings; the options of `encode`."""
@@ -447,10 +551,13 @@ class Tokenizer(_Vocabulary):
         (id,) = self._checked([id])
         return self._spelled_by_id.get(id) or self._show(self.by_id[id])
 
-    def encode_batch(self, texts, **options):
+    def encode_batch(self, texts, *, allowed_special=(), **options):
         """The ids of each text; the options are those of `encode`."""
         _check_texts(texts)
-        return [self.encode(text, **options) for text in texts]
+        if not isinstance(allowed_special, str):  # it may be read only once
+            allowed_special = tuple(allowed_special)
+        return [self.encode(text, allowed_special=allowed_special, **options)
+                for text in texts]
 
     def encode_to_numpy(self, text, **options):
         """The ids as an int32 array `(T,)`; the options of `encode`."""
@@ -472,7 +579,8 @@ def compile_pattern(pattern):
     """The compiled regular expression of words.
 
     Args:
-        pattern: the expression, for the `regex` library.
+        pattern: the expression, for the `regex` library, in its version 1:
+            `[a-z&&[^x]]` is what both sets have, as in other engines.
 
     Raises:
         TypeError: it is no string.
@@ -482,7 +590,7 @@ def compile_pattern(pattern):
         raise TypeError(f"pattern={pattern!r}: must be a regular expression "
                         "in a string")
     try:
-        found = regex.compile(pattern)
+        found = regex.compile(pattern, regex.V1)
     except regex.error as error:
         raise ValueError(f"pattern={pattern!r}: does not compile, "
                          f"{error}") from None
@@ -520,7 +628,7 @@ def _most_frequent(counts, vocab_size, special_tokens, unk_token):
         raise ValueError("texts: must hold at least one character")
     if vocab_size is None:
         vocab_size = len(special) + len(counts)
-    if not isinstance(vocab_size, int) or vocab_size <= len(special):
+    if not isinstance(vocab_size, Integral) or vocab_size <= len(special):
         raise ValueError(f"vocab_size={vocab_size!r}: must be an integer "
                          f"larger than the {len(special)} special tokens")
     kept = counts.most_common(vocab_size - len(special))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIES', 'GPT2_PATTERN', 'GPT4_PATTERN', 'GPT2_ALPHABET', 'spell', 'count_pairs', 'most_frequent', 'replace_pair',
            'learn_bpe_loop', 'bpe_vocabulary', 'segment_bpe', 'learn_bpe', 'WordMemory', 'cut_words', 'patterns_of',
-           'compile_patterns', 'cut_in_turn', 'ByteBPE', 'CheckedMerges']
+           'Only', 'compile_patterns', 'cut_in_turn', 'ByteBPE', 'CheckedMerges']
 
 # %% ../../nbs/11_bpe.ipynb #fa7b6904
 from array import array
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice, pairwise
+from numbers import Integral
 from operator import length_hint
 
 import numpy as np
@@ -48,7 +49,7 @@ def spell(corpus, *, end="_"):
     spelled = Counter()
     for word, count in Counter(corpus).items():
         check_text("corpus: word", word)
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, Integral) or count < 1:
             raise ValueError(f"corpus[{word!r}]={count!r}: must be a count, "
                              "1 or larger")
         mark = (end,) if end else ()
@@ -110,7 +111,7 @@ def learn_bpe_loop(corpus, num_merges, *, tie="first", end="_"):
 
 
 def _check_merges(num_merges):
-    if not isinstance(num_merges, int) or num_merges < 0:
+    if not isinstance(num_merges, Integral) or num_merges < 0:
         raise ValueError(f"num_merges={num_merges!r}: must be an integer, "
                          "0 or larger")
 
@@ -385,10 +386,11 @@ def _words_and_gaps(pattern, text):
 
 # %% ../../nbs/11_bpe.ipynb #4d932608
 def patterns_of(pattern):
-    """The regular expressions that cut, in their order.
+    """The patterns that cut, in their order.
 
     Args:
-        pattern: one, or a tuple of two or more.
+        pattern: a regular expression or an `Only`, or a tuple of two or
+            more.
     """
     if not isinstance(pattern, tuple):
         return (pattern,)
@@ -398,22 +400,50 @@ def patterns_of(pattern):
     return pattern
 
 
-def compile_patterns(pattern):
-    """The same, compiled; the errors are those of `compile_pattern`."""
-    return tuple(map(compile_pattern, patterns_of(pattern)))
-
-
-def cut_in_turn(patterns, text):
-    """The words of a text, each pattern cutting those of the one before.
+@dataclass(frozen=True)
+class Only:
+    """A pattern that cuts and lets something go.
 
     Args:
-        patterns: compiled regular expressions.
+        pattern: a regular expression.
+        between: whether what stands between its matches is kept; else they
+            are.
+    """
+
+    pattern: str
+    between: bool = False
+
+    def __post_init__(self):
+        compile_pattern(self.pattern)
+
+    def __call__(self, text):
+        """The words that are kept."""
+        found = compile_pattern(self.pattern)
+        words = (found.split if self.between else found.findall)(text)
+        return [word for word in words if word]
+
+
+def compile_patterns(pattern):
+    """For each, a function from a text to its words.
+
+    The errors are those of `compile_pattern`.
+    """
+    return tuple(each if isinstance(each, Only)
+                 else partial(cut_words, compile_pattern(each))
+                 for each in patterns_of(pattern))
+
+
+def cut_in_turn(cuts, text):
+    """The words of a text, each cut applied to those of the one before.
+
+    Args:
+        cuts: functions from a text to its words.
         text: any string.
     """
-    first, *others = patterns
-    words = cut_words(first, text)
-    for pattern in others:
-        words = chain.from_iterable(map(partial(cut_words, pattern), words))
+    first, *others = cuts
+    words = first(text)
+    for cut in others:
+        words = chain.from_iterable(map(cut, words))
     return words
 
 # %% ../../nbs/11_bpe.ipynb #d2e958c9
@@ -431,10 +461,11 @@ class _RanksByToken:
 class _Encoder:
     """Ids of plain text by merging: what `ByteBPE` works with."""
 
-    def __init__(self, vocab, merges, pattern, ignore_merges=False):
-        self.patterns = compile_patterns(pattern)
+    def __init__(self, vocab, merges, pattern, ignore_merges=False,
+                 unk_id=None):
+        self.cuts = compile_patterns(pattern)
         self.vocab, self.merges = vocab, merges
-        self.ignore_merges = ignore_merges
+        self.ignore_merges, self.unk_id = ignore_merges, unk_id
         self.memory = WordMemory(self.merge)
 
     @cached_property
@@ -448,11 +479,14 @@ class _Encoder:
         if self.ignore_merges and word in self.vocab:
             return [self.vocab[word]]
         tokens = [word[i:i + 1] for i in range(len(word))]
+        if self.unk_id is None:
+            tokens = [*filter(self.vocab.__contains__, tokens)]
         merge = _merge_short if len(word) <= 64 else _merge_long
-        return [*map(self.vocab.get, merge(tokens, self.ranks))]
+        return [self.vocab.get(token, self.unk_id)
+                for token in merge(tokens, self.ranks)]
 
     def encode(self, text):
-        words = cut_in_turn(self.patterns, text)
+        words = cut_in_turn(self.cuts, text)
         return [*chain.from_iterable(map(self.memory.__getitem__, words))]
 
     def encode_to_numpy(self, text):
@@ -513,7 +547,8 @@ class _ByteCoder(Tokenizer):
 
     @cached_property
     def _encoder(self):
-        parts = self.vocab, self.merges, self.pattern, self.ignore_merges
+        parts = (self.vocab, self.merges, self.pattern, self.ignore_merges,
+                 self.unk_id)
         return _Started(_Encoder(*parts),
                         lambda: _implementation()[1](*parts))
 
@@ -564,13 +599,15 @@ class ByteBPE(_ByteCoder):
     Radford et al. (2019), section 2.2.
 
     Args:
-        vocab: tokens, as `bytes`, and their ids; all 256 bytes among them.
+        vocab: tokens, as `bytes`, and their ids. A byte that is not among
+            them becomes `unk_token`; if there is none, it is left out, as
+            in the `tokenizers` library.
         merges: pairs of tokens, in the order in which they are merged.
             None means any two tokens that make a third one, and of these
             the smallest id first, as in the rank files of tiktoken.
         pattern: the regular expression that finds the words. What stands
-            between them is a word as well. If it is a tuple, each one cuts
-            the words of the one before.
+            between them is a word as well, unless it is an `Only`. If it is
+            a tuple, each one cuts the words of the one before.
         normalizer: a function from text to text that is applied first, or
             None; what it changes is not given back.
         prefix_space: whether to put a space before the text; one of
@@ -578,8 +615,8 @@ class ByteBPE(_ByteCoder):
         ignore_merges: whether a word that is a token needs no merges.
 
     Raises:
-        ValueError: a byte without an id, a merge of or into unknown tokens,
-            a pattern that does not compile.
+        ValueError: a merge of or into unknown tokens, or no merges and a
+            byte without an id; a pattern that does not compile.
     """
 
     def __post_init__(self):
@@ -626,11 +663,11 @@ def _checked_merges(tokenizer):
     """The merges as pairs of tokens; the other settings are checked too."""
     compile_patterns(tokenizer.pattern)
     check_prefix_space(tokenizer.prefix_space)
-    for b in range(256):
-        if bytes([b]) not in tokenizer.vocab:
-            raise ValueError(f"vocab: lacks the byte {bytes([b])!r}; "
-                             "all 256 must be there")
     if tokenizer.merges is None:
+        for b in range(256):
+            if bytes([b]) not in tokenizer.vocab:
+                raise ValueError(f"vocab: lacks the byte {bytes([b])!r}; "
+                                 "all 256 must be there, without merges")
         return None
     merges = tuple(tokenizer.merges)
     if not isinstance(tokenizer.merges, CheckedMerges):
@@ -653,7 +690,7 @@ def _check_parts(merges, vocab):
 def _check_training(vocab_size, alphabet, special):
     """Room for the 256 bytes and the special tokens; a whole alphabet."""
     least = 256 + len(special)
-    if not isinstance(vocab_size, int) or vocab_size < least:
+    if not isinstance(vocab_size, Integral) or vocab_size < least:
         raise ValueError(f"vocab_size={vocab_size!r}: must be an integer "
                          f"of {least} or more, for 256 bytes and "
                          f"{len(special)} special tokens")

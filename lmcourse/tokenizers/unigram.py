@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby
+from numbers import Integral
 from types import MappingProxyType
 
 from ..experiments import experiment
@@ -406,12 +407,11 @@ class PieceTokenizer(Tokenizer):
             as `functools.partial(unicodedata.normalize, "NFKC")`, or None.
         prefix_space: whether a space is put before each text; one of
             `PREFIX_SPACES`.
-        byte_fallback: whether letters that are no pieces become bytes; they
-            become `unk_token` otherwise.
+        byte_fallback: whether letters that are no pieces become bytes, if
+            all of these have ids; they become `unk_token` otherwise.
 
     Raises:
-        ValueError: a byte without an id; neither bytes nor `unk_token` for
-            the unknown.
+        ValueError: neither all bytes nor `unk_token` for the unknown.
     """
 
     normalizer: object = None
@@ -424,16 +424,17 @@ class PieceTokenizer(Tokenizer):
         if not self.byte_fallback and self.unk_token is None:
             raise ValueError("unk_token=None: must be a special token, or "
                              "byte_fallback must be True")
-        for name in BYTES * self.byte_fallback:
+        for name in BYTES * (self.byte_fallback and self.unk_token is None):
             if name not in self.vocab:
                 raise ValueError(f"byte_fallback=True: {name} has no id in "
-                                 "vocab")
+                                 "vocab, and there is no unk_token")
 
     @cached_property
     def byte_of(self):
         """The byte that an id stands for, where bytes have ids."""
         return {self.vocab[name]: byte
-                for byte, name in enumerate(BYTES * self.byte_fallback)}
+                for byte, name in enumerate(BYTES * self.byte_fallback)
+                if name in self.vocab}
 
     def decode_plain(self, ids, errors):
         parts = []
@@ -484,6 +485,9 @@ class Unigram(PieceTokenizer):
         if not self.scores:
             raise ValueError("scores={}: must hold at least one piece")
         super().__post_init__()
+        if self.byte_fallback and len(self.byte_of) < 256:
+            raise ValueError("byte_fallback=True: all 256 bytes must have "
+                             f"ids in vocab, and {len(self.byte_of)} do")
 
     @classmethod
     def train(cls, texts, vocab_size, *, normalizer=None, prefix_space=True,
@@ -523,7 +527,7 @@ class Unigram(PieceTokenizer):
         needed = len(first) + len(set("".join(corpus)))
         if not corpus:
             raise ValueError("texts: must hold at least one character")
-        if not isinstance(vocab_size, int) or vocab_size < needed:
+        if not isinstance(vocab_size, Integral) or vocab_size < needed:
             raise ValueError(f"vocab_size={vocab_size!r}: must be at least "
                              f"{needed} for the letters, the bytes and the "
                              "special tokens")

@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
+from numbers import Integral
 
 import regex
 
@@ -23,9 +24,14 @@ from lmcourse.tokenizers.base import (
     Tokenizer,
     check_special_tokens,
     find_engine,
+    prepare_text,
     read_texts,
 )
-from .bpe import WordMemory
+from lmcourse.tokenizers.bpe import (
+    WordMemory,
+    compile_patterns,
+    cut_in_turn,
+)
 
 # %% ../../nbs/12_wordpiece.ipynb #2ef06f97
 MARK = "##"
@@ -61,7 +67,7 @@ def frequency_score(pair, *, left, right, total):
 
 def association_score(pair, *, left, right, total):
     """How much more often a pair occurs than chance would have it."""
-    return pair / (left * right)
+    return pair / (float(left) * float(right))
 
 
 def likelihood_score(pair, *, left, right, total):
@@ -312,6 +318,7 @@ class _PieceReader(Tokenizer):
     """Text to pieces and back; `WordPiece` also learns them."""
 
     normalizer: object = BertNormalizer()
+    pattern: object = None
     mark: str = MARK
     max_word_length: int = 100
     cleanup: bool = False
@@ -327,14 +334,24 @@ class _PieceReader(Tokenizer):
 
     @cached_property
     def _encoder(self):
-        fast = find_engine("pieces")
+        fast = find_engine("pieces") if self.pattern is None else None
         return fast and fast.WordPieceEncoder(self)
+
+    @cached_property
+    def _cuts(self):
+        return compile_patterns(self.pattern)
+
+    def _words(self, text):
+        if self.pattern is None:
+            return _normalized_words(text, self.normalizer,
+                                     self.character_map)
+        return cut_in_turn(self._cuts, prepare_text(text, self.normalizer))
 
     def encode_plain(self, text):
         if self._encoder:
             return self._encoder.encode(text)
-        words = _normalized_words(text, self.normalizer, self.character_map)
-        return [*chain.from_iterable(map(self._memory.__getitem__, words))]
+        return [*chain.from_iterable(map(self._memory.__getitem__,
+                                         self._words(text)))]
 
     def _word_ids(self, word):
         pieces = segment_wordpiece(
@@ -364,6 +381,8 @@ class WordPiece(_PieceReader):
     Args:
         normalizer: what happens to the text first: a `BertNormalizer`, any
             function from text to text, or None.
+        pattern: what finds the words, as in `ByteBPE`; `split_words` does
+            if it is None.
         mark: what a piece that is not the first of its word begins with.
         max_word_length: longer words become `unk_token`.
         cleanup: whether `decode` puts no space before `. , ? !`.
@@ -419,7 +438,7 @@ def _check_training(corpus, vocab_size, special):
     if not corpus:
         raise ValueError("texts: must hold at least one word")
     needed = len(special) + 2 * len(set("".join(corpus)))
-    if not isinstance(vocab_size, int) or vocab_size < needed:
+    if not isinstance(vocab_size, Integral) or vocab_size < needed:
         raise ValueError(f"vocab_size={vocab_size!r}: must be at least "
                          f"{needed} for these letters, each with and "
                          f"without mark, and {len(special)} special "

@@ -311,13 +311,16 @@ KEPT = 256    # bytes; longer words hardly ever come back
 def _merge(windows, start, word, byte_ids, pairs, ranks):
     """Write the ids of a word's bytes and merge them; how many are left."""
     ids, of_bytes = byte_ids
+    n = 0
     for i in range(len(word)):
-        word[i] = ids[windows[start + i] & _U(255)]
-    if len(word) > _FEW:
-        return _merge_many(word, pairs)
-    for i in range(len(word) - 1):
-        ranks[i] = of_bytes[windows[start + i] & _U(65535)]
-    return _merge_few(word, ranks, pairs)
+        word[n] = ids[windows[start + i] & _U(255)]
+        n += word[n] >= 0
+    if n > _FEW:
+        return _merge_many(word[:n], pairs)
+    for i in range(n - 1):
+        ranks[i] = (of_bytes[windows[start + i] & _U(65535)]
+                    if n == len(word) else _rank(pairs, word[i], word[i + 1]))
+    return _merge_few(word[:n], ranks, pairs)
 
 
 @kernel
@@ -409,7 +412,8 @@ def _enter_tokens(windows, starts, lengths, ids, byte_ids, pairs, whole,
             continue
         if not whole:
             word = np.empty(length, np.int32)
-            if _merge(windows, start, word, byte_ids, pairs, ranks) > 1:
+            n = _merge(windows, start, word, byte_ids, pairs, ranks)
+            if n != 1 or word[0] != ids[t]:
                 continue
         key0, key1 = word_key(windows, start, length)
         row = find_row(known, key0, key1, windows, start, length, windows)
@@ -528,21 +532,24 @@ class FastEncoder(WordEncoder):
     """Ids of plain text, compiled; the encoder of chapter 11 otherwise.
 
     Args:
-        vocab: tokens, as `bytes`, and their ids, all 256 bytes among them.
+        vocab: tokens, as `bytes`, and their ids.
         merges: pairs of tokens, in the order in which they are merged, or
             None: any two that make a third, the smallest id first.
         pattern: the regular expression that finds the words, or a tuple of
             them.
         ignore_merges: whether a word that is a token needs no merges.
+        unk_id: the id of bytes that have none; without it they are left
+            out.
         rows: how many rows a memory for words has, a power of two.
     """
 
-    def __init__(self, vocab, merges, pattern, ignore_merges=False, *,
-                 rows=1 << 17):
-        super().__init__(max(vocab.values()) + 1, rows=rows)
+    def __init__(self, vocab, merges, pattern, ignore_merges=False,
+                 unk_id=None, *, rows=1 << 17):
+        super().__init__(max(*vocab.values(), unk_id or 0) + 1, rows=rows)
         self.pattern = pattern
         self.byte_ids = (
-            np.array([vocab[bytes([b])] for b in range(256)], np.int32),
+            np.array([vocab.get(bytes([b]), -1 if unk_id is None else unk_id)
+                      for b in range(256)], np.int32),
             np.full(65536, _NEVER))
         n = len(vocab)
         ids = np.fromiter(vocab.values(), np.int64, n)

@@ -503,7 +503,7 @@ def _score(kind, pair, left, right, total):
     if kind == 0:
         return float(pair)
     if kind == 1:
-        return pair / (left * right)
+        return pair / (float(left) * float(right))
     after = _xlogx(pair) + _xlogx(left - pair) + _xlogx(right - pair)
     return (after - _xlogx(left) - _xlogx(right) + _xlogx(total)
             - _xlogx(total - pair))

@@ -18,7 +18,12 @@ import numpy as np
 import regex
 
 from ..base import compile_pattern
-from ..bpe import GPT2_PATTERN, cut_words, patterns_of
+from lmcourse.tokenizers.bpe import (
+    GPT2_PATTERN,
+    Only,
+    compile_patterns,
+    patterns_of,
+)
 
 if sys.byteorder != "little":
     raise ImportError("lmcourse.tokenizers.fast: reads words as "
@@ -31,7 +36,7 @@ kernel = numba.njit(cache=True, nogil=True)
 _PROPERTY = r"\\[pP]\{\^?\w+\}"
 _PART = regex.compile(
     rf"(?P<one>{_PROPERTY}|\\[dDsSwWnrtfv]|\\[^\w]|[^\\\[\](){{}}?*+|^$]"
-    rf"|\[(?:{_PROPERTY}|\\.|[^\\\]\[])+\])"
+    rf"|\[(?:{_PROPERTY}|\\.|(?!&&|--|~~|\|\|)[^\\\]\[])+\])"
     r"|(?P<open>\(\?i?:)|(?P<look>\(\?[!=])|(?P<close>\))|(?P<or>\|)"
     r"|(?P<end>\$)|(?P<times>(?:[?*+]|\{\d+(?:,\d*)?\})\+?+(?!\?))")
 _TIMES = {"?": (0, 1), "*": (0, None), "+": (1, None)}
@@ -351,8 +356,8 @@ def split_ends(texts, pattern=GPT2_PATTERN):
     Args:
         texts: a list of strings.
         pattern: the regular expression that finds the words. What stands
-            between them is a word as well. If it is a tuple, each one cuts
-            the words of the one before.
+            between them is a word as well, unless it is an `Only`. If it is
+            a tuple, each one cuts the words of the one before.
 
     Returns:
         The words one behind the other, as `bytes`, and an int64 array of
@@ -362,21 +367,21 @@ def split_ends(texts, pattern=GPT2_PATTERN):
     raw = encoded[0] if len(texts) == 1 else b"".join(encoded)
     ends = np.array([*accumulate(map(len, encoded))], np.int64)
     for each in patterns_of(pattern):
-        ends = _ends(raw, ends, each)
+        raw, ends = _cut_texts(raw, ends, each)
     return raw, ends
 
 
-def _ends(raw, bounds, pattern):
-    """Where words end in texts that end at `bounds`."""
-    table = pattern_table(pattern)
+def _cut_texts(raw, bounds, pattern):
+    """The words of texts that end at `bounds`, and where they end."""
+    table = None if isinstance(pattern, Only) else pattern_table(pattern)
     if table is None:
-        compiled = compile_pattern(pattern)
+        (cut,) = compile_patterns(pattern)
         words = [word.encode() for start, stop in pairwise([0, *bounds])
-                 for word in cut_words(compiled, raw[start:stop].decode())]
-        return np.cumsum([*map(len, words)], dtype=np.int64)
+                 for word in cut(raw[start:stop].decode())]
+        return b"".join(words), np.cumsum([*map(len, words)], dtype=np.int64)
     ends = np.empty(len(raw) + 1, np.int64)
     n = _cut(np.frombuffer(raw, np.uint8), bounds, *table, ends)
-    return ends[:n]
+    return raw, ends[:n]
 
 # %% ../../../nbs/80_words_and_table.ipynb #c1944b40
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
