@@ -733,8 +733,8 @@ class _Trainer:
         """Clip, step, forget the gradients.
 
         Returns:
-            The gradient's norm. If it, or the loss, is not finite, nothing
-            has changed.
+            The gradient's norm, and whether it and the loss are finite. If
+            not, nothing has changed.
         """
         limit = self.config.clip_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit).item()
@@ -749,7 +749,7 @@ class _Trainer:
         self.strikes = 0 if finite or searching else self.strikes + 1
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return norm, finite
 
 
 def _check_dtypes(parameters):
@@ -873,8 +873,8 @@ def _step(trainer, batches, history):
     loss, means = sums.loss(), sums.means()
     _require(step == 0 or means.keys() == history.terms.keys(), "objective",
              [*means], f"{[*history.terms]} as in the steps before")
-    norm = trainer.update(rate, loss=loss)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    norm, finite = trainer.update(rate, loss=loss)
+    if not finite:
         _skip(trainer, history, buffers, f"loss={loss}, gradient norm={norm}")
     trainer.batch = batch
     history.grad_norm.append(norm)
@@ -952,7 +952,9 @@ def _describe(function):
     name = getattr(function, "__qualname__", type(function).__qualname__)
     place = getattr(function, "__module__", "")
     edited = place == "__main__" and "<lambda>" not in name
-    return {"name": f"{place}.{name}", "given": repr(sorted(given.items())),
+    told = repr(sorted(given.items()))
+    return {"name": f"{place}.{name}",
+            "given": re.sub(r" at 0x\w+", "", told),  # where it lies now
             "code": _code(function) if edited else ""}
 
 

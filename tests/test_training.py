@@ -1174,6 +1174,25 @@ def test_terms_of_other_names_are_refused_before_anything_changes(tmp_path):
         assert torch.equal(tensor, before[name]), name
 
 
+class Teacher:
+    """Its `repr` says where in memory it is."""
+
+
+def guided(model, batch, *, teacher):
+    return causal_loss(model, batch)
+
+
+def test_where_an_argument_lies_does_not_matter(tmp_path):
+    """Another process has the same teacher at another address."""
+    for stop, teacher in [(5, Teacher()), (9, Teacher())]:
+        assert " at 0x" in repr(teacher)
+        history = fit(Tiny(), some_batches(), config=settings(),
+                      folder=tmp_path, callback=lambda step, _, stop=stop:
+                      step == stop, objective=functools.partial(
+                          guided, teacher=teacher))
+    assert len(history.loss) == 9
+
+
 EDITED = """
 import sys
 sys.path.insert(0, {tests!r})
