@@ -818,6 +818,7 @@ def test_ids_outside_the_vocabulary(ids, words):
     ({"eos_id": 3}, "eos_id=3: must be in [0, 3)"),
     ({"eos_id": -1}, "eos_id=-1: must be in [0, 3)"),
     ({"eos_id": [1, 3]}, "eos_id=3: must be in [0, 3)"),
+    ({"eos_id": [1.5]}, "eos_id=1.5: must be in [0, 3)"),
     ({"eos_id": []}, "eos_id=[]: must have an id, or be None"),
 ])
 def test_other_arguments_of_greedy(change, words):

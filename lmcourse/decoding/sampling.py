@@ -219,7 +219,7 @@ def _check_range(input_ids, ends, *, V):
         raise ValueError(f"input_ids: {int(input_ids.max())}: "
                          f"must be in [0, {V})")
     for end in ends:
-        if not 0 <= end < V:
+        if end not in range(V):
             raise ValueError(f"eos_id={end}: must be in [0, {V})")
 
 # %% ../../nbs/60_decoding.ipynb #5525c9ce
