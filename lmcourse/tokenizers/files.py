@@ -1126,7 +1126,7 @@ class WordBPE(Tokenizer):
 
 # %% ../../nbs/84_tokenizer_files.ipynb #218a6560
 def _bpe(top, model, vocab, normalizer, **roles):
-    """A `ByteBPE` or a `PieceBPE`."""
+    """A `ByteBPE`, a `PieceBPE` or a `WordBPE`."""
     before = _steps_before(top)
     of_bytes = "ByteLevel" in _kinds(before)
     ids = dict(vocab)
