@@ -35,6 +35,7 @@ env: $(READY) $(OTHER)  ## prepare .venv with everything that the tests need
 
 html: $(READY)  ## build the book into _site
 	$(BIN)/python -m sphinx -b html -c book nbs $(SITE) -W --keep-going -q -j auto
+	$(BIN)/python tools/heights.py $(SITE)
 
 book: html  ## build the book and serve it on 127.0.0.1:$(PORT)
 	$(BIN)/python tools/serve.py $(SITE) $(PORT)

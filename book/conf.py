@@ -1,17 +1,21 @@
 """Render the notebooks with their saved outputs; nothing is executed.
 
+What is done to a notebook on its way to a page stands in `dressing.py`.
+
     sphinx-build -b html -c book nbs _site
 """
 
-import base64
 import configparser
 import hashlib
+import html
 import importlib.util
-import json
 import re
 import shutil
 import sys
 from pathlib import Path
+
+from docutils import nodes
+from sphinx.transforms import SphinxTransform
 
 import lmcourse
 
@@ -20,7 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tools")]
 SETTINGS = configparser.ConfigParser()
 SETTINGS.read(HERE.parent / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
-RUNTIMES = json.loads((HERE / "runtimes.json").read_text())
+import dressing  # noqa: E402
 
 project = SETTINGS["lib_name"]
 author = SETTINGS["author"]
@@ -50,11 +54,16 @@ autodoc_preserve_defaults = True
 autodoc_default_options = {"no-value": True}  # a table of words is no page
 napoleon_use_ivar = True  # an attribute with a property is described once
 copybutton_selector = "div.cell_input div.highlight pre"
+copybutton_exclude = ".docstring-toggle"
+numfig = True
+numfig_format = {"figure": "Figure %s."}
+templates_path = ["templates"]
 
 # MathJax comes from a wheel, so that the book reads offline. Its Sphinx
 # extension copies all of it and is not parallel-safe; we copy what is used.
 html_static_path = ["static"]
 html_css_files = ["book.css"]
+html_js_files = [("book.js", {"defer": "defer"})]
 mathjax_path = "mathjax/tex-chtml.js"
 html_favicon = "static/favicon.svg"
 html_context = {"default_mode": "auto"}
@@ -72,53 +81,36 @@ html_theme_options = {
     "navbar_persistent": [],  # else a second search box in a bar of its own
 }
 
-DIRECTIVE = re.compile(r"^#\|[ \t]*([\w-]+):?[ \t]*(.*)\n?", re.MULTILINE)
+
+class FactsTable(SphinxTransform):
+    """A table whose header is empty has none; its first column is one."""
+
+    default_priority = 500
+
+    def apply(self):
+        for table in self.document.findall(nodes.table):
+            group = table.next_node(nodes.tgroup)
+            head = group.next_node(nodes.thead)
+            if head is not None and not head.astext().strip():
+                group.remove(head)
+                group.next_node(nodes.colspec)["stub"] = 1
 
 
-def dress_notebook(app, docname, source):
-    """Turn nbdev's directives into what a page needs; drop their lines.
-
-    `hide` and `default_exp` cells do not appear; `fig-alt` becomes the alt
-    text of the cell's figures; `code-fold` folds the code away.
-    """
-    if app.env.doc2path(docname).suffix != ".ipynb":
-        return
-    notebook = json.loads(source[0])
-    cells = []
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            text = "".join(cell["source"])
-            directives = dict(DIRECTIVE.findall(text))
-            if directives.keys() & {"hide", "default_exp"}:
-                continue
-            metadata = cell["metadata"]
-            if "fig-alt" in directives:
-                alt = directives["fig-alt"].strip("\"' ")
-                image = {"alt": alt}
-                if max(map(picture_width, cell["outputs"])) > 760:
-                    image["classes"] = "wide"
-                metadata["mystnb"] = {"image": image}
-            if "code-fold" in directives:
-                metadata.setdefault("tags", []).append("hide-input")
-            cell["source"] = DIRECTIVE.sub("", text)
-        cells.append(cell)
-    notebook["cells"] = cells
-    if docname in RUNTIMES:
-        show_runtime(cells[0], RUNTIMES[docname])
-    source[0] = json.dumps(notebook)
+def finish_page(app, pagename, templatename, context, doctree):
+    """What search engines and screen readers are told of a page."""
+    context["description"] = html.escape(summary(doctree))
+    # the line that opens a fold is its name; this would hide it
+    context["body"] = context.get("body", "").replace(
+        ' aria-label="Toggle hidden content"', "")
 
 
-def picture_width(output):
-    """Pixels from left to right, as a PNG says in its bytes 16 to 19."""
-    png = "".join(output.get("data", {}).get("image/png", ""))
-    return int.from_bytes(base64.b64decode(png[:32])[16:20])
-
-
-def show_runtime(cell, seconds):
-    """Put the measured run time below the chapter's title."""
-    title, _, rest = "".join(cell["source"]).partition("\n")
-    cell["source"] = (f"{title}\n\n*Runs in {max(seconds, 1)} s on two CPU "
-                      f"cores.*\n{rest}")
+def summary(doctree):
+    """The first paragraph that is not emphasized as a whole."""
+    if doctree is not None:
+        for paragraph in doctree.findall(nodes.paragraph):
+            if not isinstance(paragraph[0], nodes.emphasis):
+                return " ".join(paragraph.astext().split())
+    return SETTINGS["description"]
 
 
 def render_docstring(app, what, name, obj, options, lines):
@@ -152,8 +144,11 @@ def copy_mathjax(app, exception):
 def setup(app):
     # a change of this file, or of a run time, has all pages read again
     app.add_config_value("read_with", hashlib.sha256(b"".join(
-        (HERE / name).read_bytes() for name in ("conf.py", "runtimes.json")
+        (HERE / name).read_bytes()
+        for name in ("conf.py", "dressing.py", "runtimes.json")
     )).hexdigest(), "env")
-    app.connect("source-read", dress_notebook)
+    app.add_transform(FactsTable)
+    app.connect("source-read", dressing.dress_notebook)
+    app.connect("html-page-context", finish_page)
     app.connect("autodoc-process-docstring", render_docstring)
     app.connect("build-finished", copy_mathjax)
