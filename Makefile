@@ -1,6 +1,6 @@
 # Everything runs in .venv, which each target makes when it is not there.
 .DEFAULT_GOAL := help
-.PHONY: help env html book check test nightly called run draft portable records sync owner lab bench clean
+.PHONY: help env html pdf book check test nightly called run draft portable records sync owner lab bench clean
 PYTHON ?= python3
 PORT ?= 8000
 CH ?=
@@ -36,6 +36,11 @@ env: $(READY) $(OTHER)  ## prepare .venv with everything that the tests need
 html: $(READY)  ## build the book into _site
 	$(BIN)/python -m sphinx -b html -c book nbs $(SITE) -W --keep-going -q -j auto
 	$(BIN)/python tools/heights.py $(SITE)
+
+pdf: $(READY)  ## build the book as one file, build/lmcourse.pdf
+	PYTHON=$(BIN)/python sh tools/browser.sh
+	$(BIN)/python -m sphinx -b singlehtml -c book nbs build/one -W --keep-going -q
+	$(BIN)/python tools/pdf.py build/one/index.html build/lmcourse.pdf
 
 book: html  ## build the book and serve it on 127.0.0.1:$(PORT)
 	$(BIN)/python tools/serve.py $(SITE) $(PORT)

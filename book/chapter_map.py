@@ -3,8 +3,9 @@
 It is drawn from the imports of the notebooks while the book is built, so it
 cannot be out of date. The chapters stand in one column, so that a phone shows
 them at full size; each is a link. Left of them every chapter that others need
-has a line of its own, which leads down to all of them. The parts are those of
-the table of contents.
+has a line of its own, which leads down to all of them. A chapter that is
+pointed at, or reached by the keyboard, keeps its lines while the others fade.
+The parts, each with a color, are those of the table of contents.
 """
 
 import html
@@ -16,7 +17,6 @@ from sphinx.util.docutils import SphinxDirective
 
 WIDTH, HEIGHT, STEP = 292, 26, 32  # of a box, and from one to the next
 CAPTION, LANE, MARGIN, BEND = 30, 13, 4, 6
-COLORS = 4  # book.css has as many
 
 
 def direct(needs):
@@ -79,15 +79,12 @@ def heights(contents):
     return captions, middles
 
 
-def line(x, lane, start, ends):
-    """The path from a box at height `start` to those at `ends`."""
+def line(x, lane, start, end):
+    """The path from a box at height `start` to the one at `end`."""
     turn = x - LANE * (lane + 1)
-    down = max(ends) - 5 - BEND
-    parts = [f"M{x} {start + 5} H{turn + BEND} Q{turn} {start + 5} "
-             f"{turn} {start + 5 + BEND} V{down}"]
-    parts += [f"M{turn} {end - 5 - BEND} Q{turn} {end - 5} "
-              f"{turn + BEND} {end - 5} H{x}" for end in ends]
-    return " ".join(parts)
+    return (f"M{x} {start + 5} H{turn + BEND} Q{turn} {start + 5} "
+            f"{turn} {start + 5 + BEND} V{end - 5 - BEND} "
+            f"Q{turn} {end - 5} {turn + BEND} {end - 5} H{x}")
 
 
 def arrow_head(x, y):
@@ -99,30 +96,40 @@ def box(x, y, path, needs):
     number, _, name = chapters.title(path).partition(" · ")
     needed = ", ".join(stem.split("_")[0] for stem in needs)
     label = f"{number} {name}" + (f", builds on {needed}" if needed else "")
-    return (f'<a href="{path.stem}.html" aria-label="{html.escape(label)}">'
-            f'<rect x="{x}" y="{y - HEIGHT / 2}" width="{WIDTH}" '
-            f'height="{HEIGHT}" rx="5"/><text x="{x + 10}" y="{y + 4.5}">'
+    return (f'<a href="{path.stem}.html" class="at-{number}" '
+            f'aria-label="{html.escape(label)}"><rect x="{x}" y="{y - HEIGHT / 2}" width="{WIDTH}" '
+            f'height="{HEIGHT}" rx="5"/><path class="mark" d="M{x + 2} '
+            f'{y - HEIGHT / 2 + 5} v{HEIGHT - 10}"/><text x="{x + 10}" y="{y + 4.5}">'
             f'<tspan class="number">{number}</tspan> {html.escape(name)}'
             '</text></a>')
+
+
+def lit(numbers):
+    """The style by which a chapter's lines stay while the others fade."""
+    return "".join(
+        f".chapter-map:has(.at-{n}:is(:hover, :focus)) "
+        f".edge:not(.from-{n}, .to-{n}) {{ opacity: 0.1 }}" for n in numbers)
 
 
 def draw():
     """The map as SVG, in the colors of the theme."""
     paths = {path.stem: path for path in chapters.chapters()}
+    number = {stem: stem.split("_")[0] for stem in paths}
     needs = direct(chapters.dependencies())
     used = users(needs)
     lane_of = lanes(used)
-    captions, middle = heights(parts())
+    contents = parts()
+    part = {stem: f"part-{i}" for i, stems in enumerate(contents.values())
+            for stem in stems}
+    captions, middle = heights(contents)
     x = MARGIN + LANE * (max(lane_of.values()) + 1) + 4
-    lines = []
-    for i, (stem, others) in enumerate(sorted(used.items())):
-        ends = [middle[other] for other in others]
-        heads = " ".join(arrow_head(x, end) for end in ends)
-        lines.append(
-            f'<g class="from-{i % COLORS}"><path d="'
-            f'{line(x, lane_of[stem], middle[stem], ends)}"/>'
-            f'<path class="head" d="{heads}"/></g>')
-    boxes = [box(x, middle[stem], path, needs[stem])
+    edges = [
+        f'<g class="edge {part[stem]} from-{number[stem]} to-{number[other]}">'
+        f'<path d="{line(x, lane_of[stem], middle[stem], middle[other])}"/>'
+        f'<path class="head" d="{arrow_head(x, middle[other])}"/></g>'
+        for stem, others in sorted(used.items()) for other in others]
+    boxes = [f'<g class="{part[stem]}">'
+             f'{box(x, middle[stem], path, needs[stem])}</g>'
              for stem, path in paths.items()]
     boxes += [f'<text x="{x}" y="{y + 7}">{html.escape(caption)}</text>'
               for caption, y in captions.items()]
@@ -131,7 +138,8 @@ def draw():
     return (f'<svg class="chapter-map" viewBox="0 0 {width} {height}" '
             f'style="max-width: {width}px" role="group" aria-label="Map: an '
             'arrow leads from each chapter to the chapters that build on '
-            f'it">{"".join(lines)}{"".join(boxes)}</svg>')
+            f'it"><style>{lit(number.values())}</style>'
+            f'{"".join(edges)}{"".join(boxes)}</svg>')
 
 
 class ChapterMap(SphinxDirective):

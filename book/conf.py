@@ -21,10 +21,14 @@ import lmcourse
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tools")]
+dressing = importlib.import_module("dressing")
 SETTINGS = configparser.ConfigParser()
 SETTINGS.read(HERE.parent / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
-import dressing  # noqa: E402
+
+HAS_HOME = SETTINGS["user"] != "example-owner"  # else buttons lead nowhere
+if HAS_HOME:
+    tags.add("public")  # noqa: F821, given by Sphinx
 
 project = SETTINGS["lib_name"]
 author = SETTINGS["author"]
@@ -39,6 +43,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "chapter_map",
+    "home",
+    "terms",
 ]
 exclude_patterns = ["text/**", "**.ipynb_checkpoints", "conftest.py"]
 nb_execution_mode = "off"
@@ -70,16 +76,19 @@ html_context = {"default_mode": "auto"}
 html_theme = "sphinx_book_theme"
 html_title = "lmcourse"
 html_theme_options = {
-    "repository_url": f"https://github.com/{SETTINGS['user']}"
-                      f"/{SETTINGS['repo']}",
-    "repository_branch": SETTINGS["branch"],
-    "path_to_docs": "nbs",
-    "use_repository_button": True,
     "use_download_button": True,
-    "launch_buttons": {"colab_url": "https://colab.research.google.com"},
     "show_toc_level": 2,
     "navbar_persistent": [],  # else a second search box in a bar of its own
 }
+if HAS_HOME:
+    html_theme_options |= {
+        "repository_url": f"https://github.com/{SETTINGS['user']}"
+                          f"/{SETTINGS['repo']}",
+        "repository_branch": SETTINGS["branch"],
+        "path_to_docs": "nbs",
+        "use_repository_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    }
 
 
 class FactsTable(SphinxTransform):

@@ -30,11 +30,9 @@ def dress_notebook(app, docname, source):
     if app.env.doc2path(docname).suffix != ".ipynb":
         return
     notebook = json.loads(source[0])
-    notebook["cells"] = [cell for cell in notebook["cells"]
-                         if cell["cell_type"] != "code" or dress_cell(cell)]
-    seconds = json.loads(RUNTIMES.read_text()).get(docname)
-    if seconds is not None:
-        show_times(notebook["cells"], seconds)
+    notebook["cells"] = cells = shown_cells(notebook)
+    title, _, rest = "".join(cells[0]["source"]).partition("\n")
+    cells[0]["source"] = f"{title}\n\n*{times(cells, docname)}*\n{rest}"
     source[0] = json.dumps(notebook)
 
 
@@ -56,6 +54,8 @@ def dress_cell(cell):
         options["code_prompt_show"] = options["code_prompt_hide"] = summary
     if "fig-alt" in directives:
         options["image"] = {"alt": directives["fig-alt"]} | size(cell)
+    if "fig-cap" in directives:
+        options["figure"] = {"caption": directives["fig-cap"]}
     return True
 
 
@@ -110,16 +110,20 @@ def pixels(png):
     return int.from_bytes(base64.b64decode(png[:32])[16:20])
 
 
-def show_times(cells, seconds):
-    """Put below the title how long a chapter takes to read and to run."""
+def times(cells, docname):
+    """How long a chapter takes to read, and to run if it was measured."""
     words = sum(len("".join(cell["source"]).split()) for cell in cells
                 if cell["cell_type"] == "markdown")
     lines = sum(cell["source"].count("\n") + 1 for cell in cells
                 if cell["cell_type"] == "code"
                 and not {"hide-cell", "hide-input"}
                 & set(cell["metadata"]["tags"]))
-    minutes = round(words / WORDS_PER_MINUTE + lines / LINES_PER_MINUTE)
-    title, _, rest = "".join(cells[0]["source"]).partition("\n")
-    cells[0]["source"] = (
-        f"{title}\n\n*{minutes} minutes to read, {max(seconds, 1)} s to run "
-        f"on two CPU cores.*\n{rest}")
+    read = round(words / WORDS_PER_MINUTE + lines / LINES_PER_MINUTE)
+    run = json.loads(RUNTIMES.read_text()).get(docname, 0)
+    return f"{read} min to read, {max(run, 1)} s to run"
+
+
+def shown_cells(notebook):
+    """The cells of a notebook that are on its page, dressed."""
+    return [cell for cell in notebook["cells"]
+            if cell["cell_type"] != "code" or dress_cell(cell)]

@@ -2,12 +2,14 @@
 
 import functools
 import http.server
+import importlib.util
 import json
 import os
-import shutil
+import sys
 import threading
 from itertools import product
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -15,12 +17,12 @@ from playwright.sync_api import Error, sync_playwright
 
 from lmcourse.decoding.sampling import next_distribution, sampler
 
-SITE = Path(__file__).parents[1] / "_site"
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+chromium = importlib.import_module("chromium")
+SITE = ROOT / "_site"
 PAGES = sorted(p.name for p in SITE.glob("*.html"))
 WIDTHS = {1280: 900, 390: 844}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update",
-         "--disable-sync"]
 
 
 @pytest.fixture(scope="session")
@@ -39,12 +41,9 @@ def base():
 
 @pytest.fixture(scope="session")
 def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=path,
-                                                 args=FLAGS)
+            browser = chromium.launch(playwright)
         except Error:
             if os.environ.get("CI") == "true":
                 raise
@@ -134,6 +133,102 @@ def test_search_finds_a_term(open_page):
     page, complaints = open_page("search.html?q=softmax")
     page.wait_for_selector("#search-results li", timeout=15000)
     assert complaints == []
+
+
+AXE = (Path(importlib.util.find_spec("axe_playwright_python").origin).parent
+       / "axe.min.js").read_text(encoding="utf-8")
+VIOLATIONS = """async rules => {
+  const found = await axe.run({runOnly: rules.length ? rules : undefined});
+  return found.violations.flatMap(rule => rule.nodes.map(
+    node => `${rule.id}: ${node.html.slice(0, 200)}`));
+}"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing(open_page, name):
+    """All of axe-core's rules; in the dark theme those about colors."""
+    page, _ = open_page(name)
+    page.add_script_tag(content=AXE)
+    assert page.evaluate(VIOLATIONS, []) == []
+    page.evaluate("() => document.documentElement.dataset.theme = 'dark'")
+    assert page.evaluate(VIOLATIONS, ["color-contrast"]) == []
+
+
+DESK = pytest.mark.parametrize("context", [1280], indirect=True)
+QUERIES = {
+    "RoPE": "21_positions", "rotary position embedding": "21_positions",
+    "KV cache": "20_attention", "multi-head attention": "20_attention",
+    "cross-attention": "20_attention", "GQA": "20_attention",
+    "layer normalization": "22_block", "RMSNorm": "22_block",
+    "mixture of experts": "22_block", "weight tying": "23_transformer",
+    "nucleus sampling": "60_decoding", "temperature": "60_decoding",
+    "top-k": "60_decoding", "byte-pair encoding": "11_bpe", "BPE": "11_bpe",
+    "WordPiece": "12_wordpiece", "SentencePiece": "13_unigram",
+    "out of vocabulary": "10_tokenization", "OOV": "10_tokenization",
+    "perplexity": "19_prediction", "cross-entropy": "19_prediction",
+    "gradient accumulation": "30_training", "learning rate": "30_training",
+    "safetensors": "70_checkpoints", "install": "index",
+    "linear probing": "33_transfer", "pretraining": "32_pretraining",
+}
+
+
+@DESK
+@pytest.mark.parametrize("query, chapter", QUERIES.items())
+def test_search_puts_the_chapter_among_the_first_three(open_page, query,
+                                                       chapter):
+    page, complaints = open_page(f"search.html?q={quote(query)}")
+    page.wait_for_function("() => document.querySelector('#search-results')"
+                           ".textContent.includes('finished')")
+    found = page.evaluate(
+        "() => [...document.querySelectorAll('#search-results li > a')]"
+        ".map(link => link.getAttribute('href').split(/[.]html/)[0])")
+    assert chapter in list(dict.fromkeys(found))[:3]
+    assert complaints == []
+
+
+@DESK
+def test_search_quotes_no_frame(open_page):
+    """A snippet is of the text, not of the buttons and menus around it."""
+    page, _ = open_page("search.html?q=softmax")
+    page.wait_for_selector("#search-results p.context")
+    quoted = page.locator("#search-results p.context").all_inner_texts()
+    assert quoted and not any("Contents" in text or ".ipynb" in text
+                              for text in quoted)
+
+
+@DESK
+def test_docstrings_show_their_first_line(open_page):
+    page, _ = open_page("20_attention.html")
+    button = page.locator(".docstring-toggle").first
+    rest = button.locator("xpath=following-sibling::span[1]")
+    assert not rest.is_visible()
+    button.focus()
+    page.keyboard.press("Enter")
+    assert rest.is_visible() and "Args:" in rest.inner_text()
+    assert button.get_attribute("aria-expanded") == "true"
+
+
+@DESK
+def test_folds_are_named(open_page):
+    """The name of a fold is what it says, for screen readers too."""
+    page, _ = open_page("20_attention.html")
+    names = page.locator("article summary").all_inner_texts()
+    assert "Show a solution" in names and "Imports" in names
+    assert page.locator("article summary[aria-label]").count() == 0
+
+
+@pytest.mark.parametrize("name", ["index.html", "20_attention.html",
+                                  "60_decoding.html"])
+def test_page_can_be_read_without_scripts(browser, base, name):
+    """Text, code, docstrings and pictures; formulas as TeX."""
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(base + name)
+    assert page.locator("article h1").first.is_visible()
+    for docstring in page.locator("article .sd").all()[:3]:
+        assert docstring.is_visible() or docstring.locator(
+            "xpath=ancestor::details").count()
+    context.close()
 
 
 def test_the_book_reads_from_the_file_system(context):

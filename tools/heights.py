@@ -8,10 +8,10 @@ code, and the longest run of code (in pixels; a window shows 900) between two
 sentences or figures. Folded code and printed output count as neither.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
+import chromium
 from playwright.sync_api import Error, sync_playwright
 
 PARTS = """() => {
@@ -54,19 +54,16 @@ def measure(page, path):
 
 
 def main(site, *options):
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as playwright:
         try:
-            chromium = playwright.chromium.launch(
-                executable_path=browser, args=["--no-sandbox"])
+            browser = chromium.launch(playwright)
         except Error:
             print("no Chromium on PATH: the pages are not measured")
             return
-        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
         found = {path.stem: measure(page, path)
                  for path in sorted(Path(site).glob("[0-9]*.html"))}
-        chromium.close()
+        browser.close()
     order = sorted(found, key=found.get, reverse=True)
     print("code   longest run   chapter")
     for stem in order if "--all" in options else order[:5]:

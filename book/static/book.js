@@ -41,4 +41,42 @@ function hide(nodes) {
   show(false);
 }
 
+/* The chapter that is read is in sight in the list of chapters. */
+function showActiveChapter() {
+  const list = document.querySelector("#pst-primary-sidebar");
+  const active = list?.querySelector("li.current.active a");
+  if (!active) return;
+  const place = active.getBoundingClientRect();
+  const frame = list.getBoundingClientRect();
+  if (place.top < frame.top || place.bottom > frame.bottom)
+    list.scrollTop += place.top - frame.top - frame.height / 3;
+}
+
+/* Paper is white, whatever the theme. */
+function printInBlack() {
+  const page = document.documentElement.dataset;
+  let theme;
+  addEventListener("beforeprint", () => {
+    theme = page.theme;
+    page.theme = "light";
+  });
+  addEventListener("afterprint", () => { page.theme = theme; });
+}
+
+/* The search quotes the text of a page, without the frame around it. */
+function quoteArticles() {
+  if (typeof Search == "undefined") return;
+  Search.htmlToText = (source, anchor) => {
+    const page = new DOMParser().parseFromString(source, "text/html");
+    page.querySelectorAll(".headerlink, script, style").forEach(
+      part => part.remove());
+    const article = page.querySelector("article");
+    const part = anchor && article?.querySelector(anchor);
+    return (part || article)?.textContent ?? "";
+  };
+}
+
 foldDocstrings();
+showActiveChapter();
+printInBlack();
+quoteArticles();
