@@ -96,10 +96,12 @@ def box(x, y, path, needs):
     number, _, name = chapters.title(path).partition(" · ")
     needed = ", ".join(stem.split("_")[0] for stem in needs)
     label = f"{number} {name}" + (f", builds on {needed}" if needed else "")
+    top, left = y - HEIGHT / 2, x + 10
     return (f'<a href="{path.stem}.html" class="at-{number}" '
-            f'aria-label="{html.escape(label)}"><rect x="{x}" y="{y - HEIGHT / 2}" width="{WIDTH}" '
-            f'height="{HEIGHT}" rx="5"/><path class="mark" d="M{x + 2} '
-            f'{y - HEIGHT / 2 + 5} v{HEIGHT - 10}"/><text x="{x + 10}" y="{y + 4.5}">'
+            f'aria-label="{html.escape(label)}">'
+            f'<rect x="{x}" y="{top}" width="{WIDTH}" height="{HEIGHT}" '
+            f'rx="5"/><path class="mark" d="M{x + 2} {top + 5} '
+            f'v{HEIGHT - 10}"/><text x="{left}" y="{y + 4.5}">'
             f'<tspan class="number">{number}</tspan> {html.escape(name)}'
             '</text></a>')
 

@@ -9,6 +9,10 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 
 
 def launch(playwright):
-    """A Chromium on PATH, or Playwright's own; its `Error` if none is there."""
+    """A Chromium on PATH, or Playwright's own.
+
+    Raises:
+        playwright.sync_api.Error: if there is none.
+    """
     path = next(filter(None, map(shutil.which, NAMES)), None)
     return playwright.chromium.launch(executable_path=path, args=FLAGS)
