@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from PIL import Image
 from sphinx.transforms import SphinxTransform
 
 import lmcourse
@@ -150,6 +151,16 @@ def copy_mathjax(app, exception):
                     ignore=unused, dirs_exist_ok=True)
 
 
+def shrink_pictures(app, exception):
+    """Give each drawing a palette: it has few colors, and is sent often."""
+    for path in Path(app.outdir, "_images").glob("*.png"):
+        picture = Image.open(path)
+        if picture.mode != "P":  # else it has been through here
+            flat = picture.convert("RGB").quantize(
+                256, dither=Image.Dither.NONE)
+            flat.save(path, optimize=True)
+
+
 def setup(app):
     # a change of this file, or of a run time, has all pages read again
     app.add_config_value("read_with", hashlib.sha256(b"".join(
@@ -161,3 +172,4 @@ def setup(app):
     app.connect("html-page-context", finish_page)
     app.connect("autodoc-process-docstring", render_docstring)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", shrink_pictures)

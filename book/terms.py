@@ -10,15 +10,23 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
-LONGEST = 45  # characters; what is longer is a sentence
+WORDS = 4  # at most; what is longer is a phrase
 
 
 def entries(text):
-    """The terms in what is printed in bold; none if it is a sentence."""
-    if len(text) > LONGEST or text[-1] in ".:?!":
+    """The terms in what is printed in bold; none if it is a phrase.
+
+    "Attention" at the beginning of a sentence is the term attention.
+    """
+    words = text.split()
+    if (text[-1] in ".:?!" or not any(map(str.isalpha, text))
+            or words[0] in ("The", "To", "Without")):
         return []
-    both = re.fullmatch(r"(.+) \((.+)\)", text)
-    return list(both.groups() if both else [text])
+    if words[0].istitle() and len(words[0]) > 1:
+        words[0] = words[0].lower()
+    both = re.fullmatch(r"(.+) \((.+)\)", " ".join(words))
+    found = both.groups() if both else [" ".join(words)]
+    return [term for term in found if len(term.split()) <= WORDS]
 
 
 class IndexTerms(SphinxTransform):

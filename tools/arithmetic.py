@@ -37,6 +37,8 @@ SHIFTS = {"shifted": 1e-6, "shifted-twice": 2e-6, "shifted-down": -1e-6}
 # the ones that find most of what there is to find: `make run` tries these
 TELLING = ("sse", "shifted")
 
+# pictures with two pixels for each one that they take on a page
+SHARP = "--InlineBackend.figure_formats={'retina'}"
 # run by the kernel before the notebook: what is trained starts from matrices
 # that are larger by a millionth, say, as after other roundings; not from a
 # few numbers, whose steps a chapter may compare with those taken by hand
@@ -105,6 +107,7 @@ def environment(setting):
 def execute(nb, *, env=None, timeout=1800, allow_errors=False):
     """Run all cells of a notebook in a fresh kernel, in place."""
     client = NotebookClient(nb, timeout=timeout, kernel_name="python3",
+                            extra_arguments=[SHARP],
                             coalesce_streams=True, allow_errors=allow_errors,
                             resources={"metadata": {"path": str(NBS)}})
     client.execute(**({"env": env} if env else {}))
