@@ -22,7 +22,7 @@ def entries(text):
     if (text[-1] in ".:?!" or not any(map(str.isalpha, text))
             or words[0] in ("The", "To", "Without")):
         return []
-    if words[0].istitle() and len(words[0]) > 1:
+    if words[0][1:].islower():
         words[0] = words[0].lower()
     both = re.fullmatch(r"(.+) \((.+)\)", " ".join(words))
     found = both.groups() if both else [" ".join(words)]
