@@ -8,10 +8,12 @@ import pytest
 
 from lmcourse.figures import (
     Interactive,
+    choice,
     draw_arrow,
     draw_box,
     draw_sum,
     show_matrix,
+    slider,
 )
 
 matplotlib.use("agg")
@@ -77,15 +79,62 @@ def test_boxes_arrows_and_sums_stand_where_they_are_put(ax):
         [[2, 5]], [[2, 3], [2, 4], [1, 4]]]
 
 
+HOSTILE = '</script><b title="x">'
+
+
+def moving(html="", *, script="", data=None, still=""):
+    return Interactive(html, script=script, data=data,
+                       still=still)._repr_html_()
+
+
 def test_a_moving_figure_carries_its_data_whatever_it_says():
-    data = {"text": "</script><b>", "numbers": [1, 2.5]}
-    html = Interactive("<p></p>", script="data.text", data=data)._repr_html_()
+    data = {"text": HOSTILE, "numbers": [1, 2.5]}
+    html = moving("<p></p>", script="data.text", data=data, still=HOSTILE)
     held = re.search(r'-data">(.*?)</script>', html)[1]
     assert json.loads(held) == data
-    assert html.count("</script>") == 2
+    assert html.count("</script>") == 2  # its own two, no third
+    assert "<b" not in html
 
 
 def test_a_moving_figure_is_the_same_in_every_run():
-    one, two, other = (Interactive("", script="", data=x)._repr_html_()
-                       for x in (1, 1, 2))
+    one, two, other = (moving(data=x) for x in (1, 1, 2))
     assert one == two != other
+
+
+def test_a_moving_figure_has_words_where_no_script_runs():
+    html = moving("<hr>", still="The bar is long.")
+    assert '<p class="still">The bar is long.</p>' in html
+    assert re.search(r'<div [^>]*hidden><hr></div>', html)
+
+
+def attributes(html, tag):
+    return [dict(re.findall(r'([\w-]+)="(.*?)"', found))
+            for found in re.findall(rf"<{tag}\b(.*?)>", html, re.S)]
+
+
+def test_a_slider_has_a_button_at_either_end():
+    html = slider("p", 'top-"p"', start=0.01, stop=1, step=0.01, value=0.9,
+                  jump=5)
+    (knob,) = attributes(html, "input")
+    assert {"name": "p", "min": "0.01", "max": "1", "step": "0.01",
+            "value": "0.9"}.items() <= knob.items()
+    back, on = attributes(html, "button")
+    assert (back["value"], on["value"]) == ("-5", "5")
+    assert back["aria-label"] != on["aria-label"]
+    assert all("top-&quot;p&quot;" in x["aria-label"]
+               for x in (knob, back, on))
+
+
+def test_a_slider_begins_at_its_smallest_value_and_moves_by_one():
+    html = slider("row", "row", start=2, stop=9)
+    (knob,) = attributes(html, "input")
+    assert knob["value"] == knob["min"] == "2" and knob["step"] == "1"
+    assert [x["value"] for x in attributes(html, "button")] == ["-1", "1"]
+
+
+def test_a_menu_shows_texts_and_hands_over_values():
+    html = choice("ties", "rule <1>", {0: HOSTILE, "b": "two"}, value="b")
+    assert [x["value"] for x in attributes(html, "option")] == ["0", "b"]
+    assert re.search(r'value="b" selected>two<', html)
+    assert "rule &lt;1&gt;" in html and "<b" not in html
+    assert " selected" not in choice("x", "x", {0: "a", 1: "b"})

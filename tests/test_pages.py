@@ -283,19 +283,75 @@ def test_moving_figures_can_be_read(open_page, name):
             assert box["width"] <= page.viewport_size["width"]
 
 
+SLIDERS = """
+figure => [...figure.querySelectorAll("input[type=range]")].map(slider => {
+  const sizes = [...slider.parentElement.querySelectorAll("button"), slider]
+    .map(e => e.getBoundingClientRect()).map(b => [b.width, b.height]);
+  return [slider.name, slider.getAttribute("aria-valuetext"), ...sizes];
+})"""
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_moving_figures_can_be_held(open_page, name):
+    """Each slider has two buttons, large enough, and says what it shows."""
+    page, complaints = open_page(name)
+    least = 44 if page.viewport_size["width"] < 500 else 24
+    for figure in page.locator(".lmcourse-figure").all():
+        assert figure.locator(".still").is_hidden()
+        for slider, text, *sizes in figure.evaluate(SLIDERS):
+            assert text, slider
+            assert len(sizes) == 3, slider
+            assert min(min(pair) for pair in sizes) >= least, slider
+            knob = figure.locator(f"input[name={slider}]")
+            back, on = knob.locator("xpath=../button").all()
+            texts = [text]
+            for button in (back, back, on, on):
+                button.click()
+                texts.append(knob.get_attribute("aria-valuetext"))
+            assert texts[1] != text or texts[3] != text, slider
+            assert texts[2] != texts[3], slider
+    assert complaints == []
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_moving_figures_say_in_words_what_they_show(browser, base, name):
+    """Without JavaScript there is a sentence, and nothing that is dead."""
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(base + name)
+    for figure in page.locator(".lmcourse-figure").all():
+        assert len(figure.locator(".still").inner_text()) > 40
+        assert figure.locator(".moving").is_hidden()
+    context.close()
+
+
 def test_interactive_figure_follows_the_keyboard(open_page):
     page, _ = open_page("01_notation.html")
     figure = page.locator(".lmcourse-figure").first
-    figure.locator("input").focus()
-    before = figure.locator("output").inner_text()
-    page.keyboard.press("ArrowLeft")
-    assert figure.locator("output").inner_text() != before
+    slider = figure.locator("input")
+    slider.focus()
+    assert slider.get_attribute("aria-valuetext") == "est"
+    assert figure.locator(".fill").count() == 4
+    page.keyboard.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "low"
+    assert figure.locator("output").inner_text() == "low"
+    widths = figure.evaluate("figure => [...figure.querySelectorAll('.fill')]"
+                             ".map(bar => bar.style.width)")
+    assert widths == ["100%", "0%", "0%", "0%"]
+    outline = "e => getComputedStyle(document.activeElement).outlineStyle"
+    for _ in range(2):
+        page.keyboard.press("Tab")
+        page.keyboard.press("Shift+Tab")
+        assert page.evaluate(outline) == "solid"
 
 
 def test_knobs_of_decoding_follow_the_keyboard(open_page):
     page, complaints = open_page("60_decoding.html")
     figure = page.locator(".lmcourse-figure").first
     status = figure.locator("[role=status]")
+    assert figure.locator(".bar:not(.off)").count() == 5
+    figure.locator("input[name=k]").focus()
+    page.keyboard.press("End")  # all of them, and the others begin there too
     for name in ("tau", "k", "p"):
         figure.locator(f"input[name={name}]").focus()
         page.keyboard.press("Home")
@@ -316,7 +372,7 @@ MOVE = """
   find("input[name=k]").value = k;
   find("input[name=p]").value = p;
   find("input[type=checkbox]").checked = last;
-  find("select").dispatchEvent(new Event("input"));
+  find("select").dispatchEvent(new Event("input", {bubbles: true}));
   return [find("[role=status]").textContent,
           ...[...figure.querySelectorAll(".share")].map(e => e.textContent)];
 }"""
