@@ -6,12 +6,17 @@ import re
 import matplotlib
 import pytest
 
+from matplotlib.colors import to_rgba
+
 from lmcourse.figures import (
+    PARTS,
     Interactive,
     choice,
     draw_arrow,
     draw_box,
+    draw_frame,
     draw_sum,
+    draw_tokens,
     show_matrix,
     slider,
 )
@@ -138,3 +143,22 @@ def test_a_menu_shows_texts_and_hands_over_values():
     assert re.search(r'value="b" selected>two<', html)
     assert "rule &lt;1&gt;" in html and "<b" not in html
     assert " selected" not in choice("x", "x", {0: "a", 1: "b"})
+
+
+def test_tokens_stand_in_a_row_and_a_frame_around_them(ax):
+    centers = draw_tokens(ax, 2, 1, ["a", "b", "c"], width=1.5)
+    assert centers == [0.5, 2.0, 3.5]
+    assert [t.get_text() for t in ax.texts] == ["a", "b", "c"]
+    assert [t.get_position() for t in ax.texts] == [(x, 1) for x in centers]
+    draw_frame(ax, 0, 0, 4, 2, "× L")
+    corners = ax.patches[-1].get_xy()
+    assert corners.min() == 0 and corners.max(axis=0).tolist() == [4, 2]
+    assert ax.texts[-1].get_text() == "× L"
+
+
+def test_a_part_has_its_color_and_the_rest_is_gray(ax):
+    for name in ["norm", "softmax"]:
+        draw_box(ax, 0, 0, name)
+    draw_box(ax, 0, 0, "norm", color="C0")
+    edges = [patch.get_edgecolor() for patch in ax.patches[1::2]]
+    assert edges == [to_rgba(PARTS["norm"]), to_rgba("0.5"), to_rgba("C0")]

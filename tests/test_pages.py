@@ -88,6 +88,12 @@ def test_the_book_was_built():
     assert "index.html" in PAGES, "run `make html` first"
 
 
+WEIGHT = """() => ["navigation", "resource"]
+  .flatMap(kind => performance.getEntriesByType(kind))
+  .filter(entry => !entry.name.includes("/mathjax/"))
+  .reduce((sum, entry) => sum + entry.decodedBodySize, 0)"""
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page(open_page, name):
     page, complaints = open_page(name)
@@ -108,6 +114,9 @@ def test_page(open_page, name):
     for alt, decoded, source in images:
         assert decoded, f"image not shown: {source}"
         assert alt and not alt.startswith("_images"), f"no alt: {source}"
+
+    weight = page.evaluate(WEIGHT)
+    assert weight <= 1.5e6, f"{weight / 1e6:.2f} MB besides MathJax"
 
     assert "#|" not in page.locator("main").first.inner_text()
     unlabeled = page.evaluate(
@@ -206,6 +215,41 @@ def test_docstrings_show_their_first_line(open_page):
     page.keyboard.press("Enter")
     assert rest.is_visible() and "Args:" in rest.inner_text()
     assert button.get_attribute("aria-expanded") == "true"
+
+
+def test_copy_buttons_can_be_seen_and_reached(open_page):
+    """By touch, where nothing hovers, and by the keyboard."""
+    page, _ = open_page("20_attention.html")
+    button = page.locator("button.copybtn").first
+    if page.viewport_size["width"] < 500:
+        assert float(button.evaluate(
+            "button => getComputedStyle(button).opacity")) > 0.5
+    button.focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Tab")
+    page.wait_for_function(
+        "() => document.activeElement.matches('button.copybtn')"
+        " && getComputedStyle(document.activeElement).opacity == 1")
+
+
+@DESK
+def test_the_active_chapter_is_in_sight(open_page):
+    page, _ = open_page("84_tokenizer_files.html")
+    active = page.locator("#pst-primary-sidebar li.current.active a")
+    box, height = active.bounding_box(), page.viewport_size["height"]
+    assert 0 <= box["y"] and box["y"] + box["height"] <= height
+
+
+@DESK
+def test_what_is_pointed_at_on_the_map_keeps_its_lines(open_page):
+    page, _ = open_page("index.html")
+    box = page.locator(".chapter-map .at-20")
+    box.focus()
+    page.wait_for_function(
+        "() => getComputedStyle(document.querySelector("
+        "'.edge:not(.from-20, .to-20)')).opacity < 0.2")
+    mine = page.locator(".edge.from-20").first
+    assert mine.evaluate("edge => getComputedStyle(edge).opacity") == "1"
 
 
 @DESK

@@ -333,23 +333,10 @@ class KVCache:
         Returns:
             Keys and values of all tokens so far, `(B, G, length + T, K)`.
         """
-        return (self._write(self._keys, layer, key),
-                self._write(self._values, layer, value))
-
-    def _write(self, store, layer, new):
-        stop, room = self.length + new.shape[-2], store[layer]
-        if torch.is_grad_enabled():  # backward needs what is there as it is
-            old = [] if room is None else [room[..., :self.length, :]]
-            store[layer] = torch.cat([*old, new], dim=-2)
-            return store[layer]
-        if room is None or room.requires_grad or room.shape[-2] < stop:
-            B, G, T, K = new.shape  # double, copy rarely
-            bigger = new.new_empty(B, G, max(64, 2 * stop), K)
-            if room is not None:
-                bigger[..., :self.length, :] = room[..., :self.length, :]
-            store[layer] = room = bigger
-        room[..., self.length:stop, :] = new
-        return room[..., :stop, :]
+        self._keys[layer], keys = _write(self._keys[layer], self.length, key)
+        self._values[layer], values = _write(self._values[layer], self.length,
+                                             value)
+        return keys, values
 
     def advance(self, length, *, real=None):
         """Count `length` new tokens, after all layers have them."""
@@ -382,6 +369,28 @@ class KVCache:
         kept = [x[..., :self.length, :]
                 for x in self._keys + self._values if x is not None]
         return sum(x.numel() * x.element_size() for x in kept)
+
+# %% ../../nbs/20_attention.ipynb #848f30a7
+#| code-fold: false
+def _write(room, length, new):
+    """Put `new (B, G, T, K)` behind the `length` tokens in `room`.
+
+    Returns:
+        The room, a larger one where it was full, and what is in it now.
+    """
+    if torch.is_grad_enabled():  # backward needs what is there as it is
+        old = [] if room is None else [room[..., :length, :]]
+        room = torch.cat([*old, new], dim=-2)
+        return room, room
+    stop = length + new.shape[-2]
+    if room is None or room.requires_grad or room.shape[-2] < stop:
+        B, G, T, K = new.shape  # double, copy rarely
+        bigger = new.new_empty(B, G, max(64, 2 * stop), K)
+        if room is not None:
+            bigger[..., :length, :] = room[..., :length, :]
+        room = bigger
+    room[..., length:stop, :] = new
+    return room, room[..., :stop, :]
 
 # %% ../../nbs/20_attention.ipynb #da9c2603
 def cache_bytes(*, n_layers, n_kv_heads, d_head, length=1, batch_size=1,

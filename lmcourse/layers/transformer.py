@@ -205,13 +205,6 @@ class TiedHead(LanguageModelHead):
 ATTENTIONS = ("causal", "bidirectional", "sliding")
 
 
-def _places(real, length, device):
-    """Numbers of all tokens, by row where some are padding."""
-    if real is None:
-        return torch.arange(length, device=device)
-    return (real.cumsum(dim=1) - 1).clamp(min=0)
-
-
 class Context:
     """What the layers of one forward pass have in common.
 
@@ -259,29 +252,8 @@ class Context:
             ValueError: a bidirectional layer and tokens read before.
         """
         if (kind, window) not in self._seen:
-            self._seen[kind, window] = self._rule(kind, window)
+            self._seen[kind, window] = _rule(self, kind, window)
         return self._seen[kind, window]
-
-    def _rule(self, kind, window):
-        T, past = self.positions.shape[-1], self.past
-        mask, device = self.mask, self.positions.device
-        if kind == "bidirectional" and past and past != self.cache.given:
-            raise ValueError("cache: a bidirectional layer cannot use one, "
-                             "since new tokens change the old ones")
-        narrow = kind == "sliding" and past + T > window
-        if mask is None and kind != "bidirectional" and T > 1:
-            if self.real is None and past == 0 and not narrow:
-                return {"causal": True}
-            mask = causal_mask(T, past=past, device=device)
-        if narrow:
-            distance = (self.positions[..., None]
-                        - self.everywhere[..., None, :])
-            near = (distance < window).unsqueeze(-3)
-            mask = near if mask is None else mask & near
-        if self.real is not None:
-            real = self.real[:, None, None, :]
-            mask = real if mask is None else mask & real
-        return {"mask": mask}
 
     def turn(self, rotary):
         """What turns queries and keys by these positions: a function.
@@ -298,6 +270,30 @@ class Context:
             cos, sin = rotary(self.positions.unsqueeze(-2), length=length)
             self._turns[rotary] = partial(rotate, cos=cos, sin=sin)
         return self._turns[rotary]
+
+# %% ../../nbs/23_transformer.ipynb #dd1594c3
+#| code-fold: false
+def _rule(context, kind, window):
+    """What `Context.seen` returns for a kind of layer it is asked by first."""
+    T, past = context.positions.shape[-1], context.past
+    mask, device = context.mask, context.positions.device
+    if kind == "bidirectional" and past and past != context.cache.given:
+        raise ValueError("cache: a bidirectional layer cannot use one, "
+                         "since new tokens change the old ones")
+    narrow = kind == "sliding" and past + T > window
+    if mask is None and kind != "bidirectional" and T > 1:
+        if context.real is None and past == 0 and not narrow:
+            return {"causal": True}
+        mask = causal_mask(T, past=past, device=device)
+    if narrow:
+        distance = (context.positions[..., None]
+                    - context.everywhere[..., None, :])
+        near = (distance < window).unsqueeze(-3)
+        mask = near if mask is None else mask & near
+    if context.real is not None:
+        real = context.real[:, None, None, :]
+        mask = real if mask is None else mask & real
+    return {"mask": mask}
 
 # %% ../../nbs/23_transformer.ipynb #9a182633
 class SelfAttention(MultiHeadAttention):
@@ -417,15 +413,9 @@ class Transformer(nn.Module):
         x = input_ids if inputs_embeds is None else inputs_embeds
         B, T = _batch_shape(x, n_axes=2 if inputs_embeds is None else 3)
         past = 0 if cache is None else cache.length
-        longest = getattr(self.config, "max_length", math.inf)
-        if past + T > longest:
-            raise ValueError(f"length={past + T}: must be at most "
-                             f"max_length={longest}")
+        _check_length(past + T, self.config)
         real = _join(attention_mask, cache, shape=(B, T))
-        positions = _places(real, past + T, x.device)
-        if position_ids is not None:
-            before = positions[..., :past].expand(B, -1)
-            positions = torch.cat([before, position_ids], dim=-1)
+        positions = _places(real, past + T, position_ids, device=x.device)
         routed = None if balance is None else []
         context = Context(
             positions=positions, past=past, real=real, mask=mask,
@@ -447,13 +437,19 @@ class Transformer(nn.Module):
         return KVCache(len(self.layers))
 
 # %% ../../nbs/23_transformer.ipynb #8ae0c109
-#| code-fold: true
 def _batch_shape(x, *, n_axes):
     if x.ndim != n_axes or 0 in x.shape[:2]:
         axes = "(B, T)" if n_axes == 2 else "(B, T, D)"
         raise ValueError(f"input_ids of shape {tuple(x.shape)}: must be "
                          f"{axes}, with at least one token")
     return x.shape[:2]
+
+
+def _check_length(length, config):
+    longest = getattr(config, "max_length", math.inf)
+    if length > longest:
+        raise ValueError(f"length={length}: must be at most "
+                         f"max_length={longest}")
 
 
 def _balance(choice, real, T):
@@ -485,6 +481,19 @@ def _join(attention_mask, cache, *, shape):
     if before is None:
         before = real.new_ones(shape[0], cache.length)
     return torch.cat([before, real], dim=1)
+
+
+def _places(real, length, position_ids, *, device):
+    """Numbers of all tokens, by row where some are padding."""
+    if real is None:
+        places = torch.arange(length, device=device)
+    else:
+        places = (real.cumsum(dim=1) - 1).clamp(min=0)
+    if position_ids is None:
+        return places
+    before = places[..., :length - position_ids.shape[-1]]
+    return torch.cat([before.expand(len(position_ids), -1), position_ids],
+                     dim=-1)
 
 # %% ../../nbs/23_transformer.ipynb #5ae1cf5b
 @dataclass(frozen=True)
