@@ -208,7 +208,7 @@ def test_search_quotes_no_frame(open_page):
 @DESK
 def test_docstrings_show_their_first_line(open_page):
     page, _ = open_page("20_attention.html")
-    button = page.locator(".docstring-toggle").first
+    button = page.locator(".unfold").first
     rest = button.locator("xpath=following-sibling::span[1]")
     assert not rest.is_visible()
     button.focus()

@@ -100,7 +100,7 @@ def test_code_fits_a_page(path):
              if not cell.source.startswith("#| hide")
              for line in cell.source.splitlines()]
     assert [line for line in lines
-            if len(line) > 79 and not line.startswith("#| fig-")] == []
+            if len(line) > 79 and not line.startswith("#| f")] == []
 
 
 def test_chapters_import_only_what_came_before():

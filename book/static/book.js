@@ -1,43 +1,89 @@
 /* What a page does by itself; without this script everything is readable. */
 
-/* A docstring shows its first line, and the rest when asked for. */
-function foldDocstrings() {
+/* A docstring shows its first line, and the rest when asked for; so do the
+   methods that a cell's `#| fold-methods` names (dressing.py makes a class of
+   each name). */
+function foldCode() {
   for (const block of document.querySelectorAll(".cell_input pre")) {
-    let rest = [];
-    const fold = () => {
-      if (rest.length > 1) hide(rest);
-      rest = [];
-    };
-    for (const node of [...block.childNodes]) {
-      // Pygments marks each line of a docstring; between them is white space
-      const part = node.nodeType == Node.ELEMENT_NODE
-        ? node.classList.contains("sd") : rest.length && !node.data.trim();
-      if (part) rest.push(node);
-      else if (rest.length) fold();
+    const lines = linesOf(block);
+    for (const kept of block.closest(".cell").classList)
+      if (kept.startsWith("tag_fold-")) foldMethod(lines, kept.slice(9));
+    for (let i = 0; i < lines.length; i++) {
+      const end = endOfDocstring(lines, i);
+      if (end > i + 2) fold(lines.slice(i, end), "docstring");
+      i = Math.max(i, end - 1);
     }
-    fold();
   }
 }
 
-function hide(nodes) {
-  while (nodes.at(-1).nodeType == Node.TEXT_NODE) nodes.pop();
-  const lines = nodes.filter(node => node.nodeType == Node.ELEMENT_NODE);
-  if (lines.length < 4) return;
+/* The lines of a block: what each says, and the nodes that it is made of. */
+function linesOf(block) {
+  const lines = [{text: "", nodes: []}];
+  for (const node of [...block.childNodes]) {
+    if (node.nodeType != Node.TEXT_NODE) {
+      lines.at(-1).text += node.textContent;
+      lines.at(-1).nodes.push(node);
+      continue;
+    }
+    const parts = node.data.split(/(?<=\n)/).map(
+      part => document.createTextNode(part));
+    node.replaceWith(...parts);
+    for (const part of parts) {
+      lines.at(-1).text += part.data;
+      lines.at(-1).nodes.push(part);
+      if (part.data.endsWith("\n")) lines.push({text: "", nodes: []});
+    }
+  }
+  return lines;
+}
+
+/* Behind the last line of the docstring that begins at `start`, or `start`.
+   Pygments marks each line of it. */
+function endOfDocstring(lines, start) {
+  let end = start;
+  while (end < lines.length && (lines[end].nodes.some(
+    node => node.classList?.contains("sd"))
+    || (end > start && !lines[end].text.trim()))) end++;
+  while (end > start && !lines[end - 1].text.trim()) end--;
+  return end;
+}
+
+const indent = line => line.text.search(/\S/);
+
+function foldMethod(lines, name) {
+  const start = lines.findIndex(
+    line => line.text.trim().startsWith(`def ${name}(`));
+  if (start < 0) return;
+  let first = start;
+  while (!lines[first].text.trimEnd().endsWith(":")) first++;
+  let end = first + 1;
+  while (end < lines.length
+    && (!lines[end].text.trim() || indent(lines[end]) > indent(lines[start])))
+    end++;
+  while (!lines[end - 1].text.trim()) end--;
+  if (endOfDocstring(lines, first + 1) > first + 1) first++;
+  if (end > first + 1) fold(lines.slice(first, end), name);
+}
+
+/* Hide all but the first of these lines behind a button at its end. */
+function fold([first, ...others], name) {
+  const nodes = others.flatMap(line => line.nodes);
+  if (!nodes.length || nodes[0].parentElement.matches(".folded")) return;
   const body = document.createElement("span");
-  const [first, ...others] = nodes;
-  others[0].before(body);
-  body.append(...others);
+  body.className = "folded";
+  nodes[0].before(body);
+  body.append(...nodes);
   const button = document.createElement("button");
-  button.className = "docstring-toggle";
+  button.className = "unfold";
   button.type = "button";
   const show = open => {
     body.hidden = !open;
     button.textContent = open ? "less" : "…";
     button.ariaExpanded = open;
-    button.ariaLabel = open ? "less of the docstring" : "rest of the docstring";
+    button.ariaLabel = `${open ? "less" : "…"} of ${name}`;
   };
   button.addEventListener("click", () => show(body.hidden));
-  first.after(" ", button);
+  first.nodes.at(-1).before(" ", button);
   show(false);
 }
 
@@ -76,7 +122,7 @@ function quoteArticles() {
   };
 }
 
-foldDocstrings();
+foldCode();
 showActiveChapter();
 printInBlack();
 quoteArticles();
