@@ -6,7 +6,7 @@ nbdev's directives, and Quarto's, are first-line comments in a code cell:
     #| hide, #| default_exp     the cell is not on the page
     #| code-fold: true          its code is folded; `false` leaves it open
     #| code-summary: "Names"    what the line says that opens it
-    #| fold-methods: crop, copy these methods show their first line only
+    #| fold-bodies: crop, copy  these definitions show their first line only
     #| fig-alt: "A line ..."    the alt text of its figures
     #| fig-cap: "What to see"   a caption, numbered through the book
 
@@ -55,7 +55,7 @@ def dress_cell(cell):
         options["code_prompt_show"] = options["code_prompt_hide"] = summary
     # a tag becomes a class of the cell, which book.js reads
     tags += [f"fold-{name.strip()}" for name in
-             directives.get("fold-methods", "").split(",") if name.strip()]
+             directives.get("fold-bodies", "").split(",") if name.strip()]
     if "fig-alt" in directives:
         options["image"] = {"alt": directives["fig-alt"]} | size(cell)
     if "fig-cap" in directives:

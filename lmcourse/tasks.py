@@ -349,7 +349,8 @@ def examples(task, split, n=None, *, noise=0.0, seed=0):
                 label=wrong if flip.happens(noise) else example.label))
     return made
 
-
+# %% ../nbs/04_tasks.ipynb #525ca82a
+#| code-fold: false
 def _wrong(chance, label, n_labels):
     """A wrong label, each as likely as the other."""
     if not n_labels:

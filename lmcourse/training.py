@@ -68,6 +68,7 @@ def parameter_groups(model, weight_decay):
     ]
 
 # %% ../nbs/30_training.ipynb #f8501911
+#| fold-bodies: __post_init__
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16,
               "float16": torch.float16}
 
@@ -493,7 +494,8 @@ def last_checkpoint(folder):
         raise ValueError(f"{damages[0]}; no other checkpoint is whole")
     return None
 
-
+# %% ../nbs/30_training.ipynb #7c64cf99
+#| fold-bodies: _check_tensors
 def _check_tensors(path, tensors, expected):
     """Name the first tensor that is missing, extra, or of another shape."""
     for name in sorted(expected.keys() | tensors.keys()):
@@ -546,7 +548,8 @@ def _load(path, model, optimizer):
         tensor.copy_(tensors[name])
     return state
 
-
+# %% ../nbs/30_training.ipynb #c4520462
+#| code-fold: false
 def _read_memory(path, kept, model, optimizer):
     """The optimizer's state as torch numbers it, checked."""
     name = type(optimizer).__name__

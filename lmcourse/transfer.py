@@ -172,6 +172,7 @@ def transfer_scores(task, seed, *, n_train=None, noise=0.0, rates=RATES,
     return scores
 
 # %% ../nbs/33_transfer.ipynb #9cf59274
+#| fold-bodies: _reviews, _capitals, _behind
 SHOTS = (0, 1, 4)
 _LABELS_AS_WORDS = {
     "good or bad": ("The play was", " bad", " good"),

@@ -316,6 +316,7 @@ def _home(preset, folder):
     return Path(folder) / f"world-{digest[:16]}"
 
 # %% ../nbs/32_pretraining.ipynb #fcf520af
+#| fold-bodies: _forget_old, _tell_if_not_kept
 def exam_steps(steps):
     """After which steps of a training there is an exam."""
     return sorted({1, *(steps * i // 12 for i in range(1, 13))})
@@ -370,7 +371,7 @@ def _forget_old(home):
     for old in by_use[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
-
+# %% ../nbs/32_pretraining.ipynb #02ac6ae8
 def world_model(preset=None, *, folder=None):
     """The model of this chapter: trained once, loaded from then on.
 

@@ -1,7 +1,7 @@
 /* What a page does by itself; without this script everything is readable. */
 
 /* A docstring shows its first line, and the rest when asked for; so do the
-   methods that a cell's `#| fold-methods` names (dressing.py makes a class of
+   methods that a cell's `#| fold-bodies` names (dressing.py makes a class of
    each name). */
 function foldCode() {
   for (const block of document.querySelectorAll(".cell_input pre")) {

@@ -292,7 +292,7 @@ class MultiHeadAttention(nn.Module):
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
 # %% ../../nbs/20_attention.ipynb #a9ccde18
-#| fold-methods: prefixed, select, batch_size, n_bytes
+#| fold-bodies: prefixed, select, batch_size, n_bytes
 class KVCache:
     """Keys and values of the tokens that a model has read so far.
 

@@ -331,7 +331,7 @@ class SelfAttention(MultiHeadAttention):
             bias=self.bias, maps=context.maps)
 
 # %% ../../nbs/23_transformer.ipynb #9f5cf57a
-#| fold-methods: new_cache
+#| fold-bodies: new_cache
 class Transformer(nn.Module):
     """A stack that is put together from its parts.
 

@@ -389,6 +389,7 @@ def _finder(tokens):
     return regex.compile(f"({found})")
 
 # %% ../../nbs/10_tokenization.ipynb #24b3c41f
+#| fold-bodies: pair_template, encode_pair, encode_with_offsets, _encode_around, decode_stream, token, encode_batch, encode_to_numpy, save
 class Tokenizer(_Vocabulary):
     """Text to ids and back; the base of all tokenizers, a frozen value.
 
@@ -639,6 +640,7 @@ def _most_frequent(counts, vocab_size, special_tokens, unk_token):
     }
 
 # %% ../../nbs/10_tokenization.ipynb #b8945577
+#| fold-bodies: __post_init__
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Words(_Lookup):
     """One token for each word, and one for all the words not known.

@@ -63,7 +63,7 @@ from lmcourse.tokenizers.sentencepiece_file import (
     read_sentencepiece,
 )
 
-
+# %% ../../nbs/84_tokenizer_files.ipynb #774ffe4c
 @dataclass(frozen=True)
 class Steps:
     """One normalizer after another.
@@ -95,7 +95,9 @@ class UnicodeForm:
         """The text in this form."""
         return unicodedata.normalize(self.form, text)
 
-
+# %% ../../nbs/84_tokenizer_files.ipynb #799347fa
+#| code-fold: true
+#| code-summary: "Replace, ReplaceAll"
 @dataclass(frozen=True)
 class Replace:
     """One string for another, wherever it stands.
@@ -144,7 +146,9 @@ def _regular(pattern):
         raise ValueError(f"pattern={pattern!r:.60}: does not compile, "
                          f"{error}") from None
 
-# %% ../../nbs/84_tokenizer_files.ipynb #774ffe4c
+# %% ../../nbs/84_tokenizer_files.ipynb #dc4380cd
+#| code-fold: true
+#| code-summary: "Prepend, Strip, drop_marks"
 @dataclass(frozen=True)
 class Prepend:
     """A string in front of every text that is not empty.
@@ -389,6 +393,7 @@ def _pattern(found):
     return kind, text
 
 # %% ../../nbs/84_tokenizer_files.ipynb #da8ff49a
+#| code-fold: true
 def _replacement(found):
     kind, text = _pattern(found)
     new = found.take("content", str)
@@ -427,7 +432,8 @@ _NORMALIZERS = {
     "Precompiled": _precompiled,
 }
 
-
+# %% ../../nbs/84_tokenizer_files.ipynb #b23893ca
+#| code-fold: false
 def _normalizer(found):
     value = _NORMALIZERS[found.kind(*_NORMALIZERS)](found)
     found.end()
@@ -446,7 +452,7 @@ def _flat(normalizer):
         return [step for inner in normalizer.steps for step in _flat(inner)]
     return [normalizer]
 
-
+# %% ../../nbs/84_tokenizer_files.ipynb #d23a862f
 def by_grapheme(tokenizer):
     """The same tokenizer with the normalizer that a `tokenizer.json` holds.
 
@@ -531,6 +537,7 @@ def _finder(tokens):
                          or r"(?!)")
 
 # %% ../../nbs/84_tokenizer_files.ipynb #bb5a375a
+#| fold-bodies: _encode_late, _rounds, _normalize, _bare
 class Matcher:
     """Encodes texts around tokens that are found by their `Matching`.
 
@@ -849,6 +856,7 @@ def _are_ids(tokens, ids, special):
         type(i) is int for i in ids)
 
 # %% ../../nbs/84_tokenizer_files.ipynb #19356b6f
+#| code-fold: true
 def _template(found, special):
     """The tokens of a template around its `$A`, and those of a pair."""
     names = _names(found, special)
@@ -943,6 +951,7 @@ def _metaspace(found):
     return prefixes[scheme], split
 
 # %% ../../nbs/84_tokenizer_files.ipynb #b4ca8022
+#| code-fold: true
 _MARK_SPACES = Replace(" ", SPACE)
 
 
@@ -1051,6 +1060,7 @@ def _only_decoder(top, kind):
     return steps
 
 # %% ../../nbs/84_tokenizer_files.ipynb #26bf3229
+#| fold-bodies: __post_init__, _ranks, _byte_ids, _cuts, _memory, _join
 @dataclass(frozen=True, kw_only=True, repr=False)
 class WordBPE(Tokenizer):
     """Byte-pair encoding over the characters of words.
@@ -1219,6 +1229,7 @@ def _as_letters(token):
     return "".join(map(_TO_LETTERS.get, token))
 
 # %% ../../nbs/84_tokenizer_files.ipynb #7f85dbcf
+#| code-fold: true
 def _byte_bpe(top, model, ids, spelled, merges, before, normalizer, *,
               special_tokens, added_tokens, **roles):
     unk_token = model.take("unk_token", (str, type(None)), None)
@@ -1326,6 +1337,7 @@ def _space_before(found):
     return {"always": "missing", "first": "first"}[scheme]
 
 # %% ../../nbs/84_tokenizer_files.ipynb #d258c359
+#| code-fold: true
 def _piece_bpe(top, model, ids, merges, before, normalizer, *,
                special_tokens, added_tokens, matching, **roles):
     unknown = _unknown(model, special_tokens, ids)
@@ -1437,6 +1449,7 @@ def _unigram(top, model, vocab, normalizer, *, special_tokens,
         byte_fallback=fallback, **roles)
 
 # %% ../../nbs/84_tokenizer_files.ipynb #bab5cea1
+#| code-fold: true
 def _wordpiece(top, model, vocab, normalizer, *, special_tokens, **roles):
     before = _steps_before(top)
     as_bert = _kinds(before) == ["BertPreTokenizer"]
@@ -1560,6 +1573,7 @@ def _read_vocab_and_merges(path, pattern=GPT2_PATTERN):
         merges=[(_as_bytes(a), _as_bytes(b)) for a, b in merges])
 
 # %% ../../nbs/84_tokenizer_files.ipynb #4affd3ea
+#| code-fold: true
 def _read_vocab_txt(path):
     """`vocab.txt`, as BERT came in: a token a line."""
     tokens = _text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
@@ -1591,6 +1605,7 @@ def _bert_settings(path):
         accents=found.take("strip_accents", (bool, type(None)), None))
 
 # %% ../../nbs/84_tokenizer_files.ipynb #bc520f93
+#| fold-bodies: _ranks_by_line
 _RANK = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,8})\r?\n?")
 _RANKS = re.compile(rb"(?:[A-Za-z0-9+/]+={0,2} \d{1,8}\r?(?:\n|\Z))*+")
 
@@ -1635,7 +1650,7 @@ def _ranks_by_line(raw):
         ranks.add(rank)
     return vocab
 
-
+# %% ../../nbs/84_tokenizer_files.ipynb #7b49a05f
 def merges_of_ranks(ranks):
     """The merges of a vocabulary of which only the ranks are known.
 
@@ -1663,6 +1678,7 @@ def _two_parts(token, ranks):
     return tuple(parts)
 
 # %% ../../nbs/84_tokenizer_files.ipynb #f741669a
+#| fold-bodies: _no_collection, _format_of
 def load_tokenizer(path, **options):
     """Open the tokenizer in a folder or a file, by looking at what is there.
 
@@ -1761,6 +1777,7 @@ def _format_of(file):
                      "file")
 
 # %% ../../nbs/84_tokenizer_files.ipynb #0ba205e9
+#| fold-bodies: _write_added, _write_around, _write_part
 def save_tokenizer(tokenizer, folder):
     """Write a `tokenizer.json`, which the `tokenizers` library can open.
 
@@ -1824,6 +1841,7 @@ def _write_part(part):
     return {"Sequence": {"id": "AB"[what], "type_id": kind}}
 
 # %% ../../nbs/84_tokenizer_files.ipynb #d9676bbb
+#| code-fold: true
 def _write_normalizer(step):
     """The JSON of one step."""
     simple = {lower_letters: "Lowercase", drop_marks: "StripAccents"}
@@ -1886,6 +1904,7 @@ def _sequence(kind, name, steps):
         steps or [None])[0]
 
 # %% ../../nbs/84_tokenizer_files.ipynb #37c12af5
+#| code-fold: true
 def _everything(tokenizer, spelled=str):
     """The vocabulary as a file wants it, with special tokens inside.
 
@@ -1952,6 +1971,7 @@ def _write_bpe(vocab, unk_token, merges, *, fuse_unk=False,
             "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges}
 
 # %% ../../nbs/84_tokenizer_files.ipynb #2aab3974
+#| code-fold: true
 def _write_spaces(tokenizer):
     """Normalizer, pre-tokenizer and decoder of models of pieces."""
     steps = _flat(tokenizer.normalizer)
@@ -2021,6 +2041,7 @@ def _write_unigram(tokenizer):
         "byte_fallback": tokenizer.byte_fallback}}
 
 # %% ../../nbs/84_tokenizer_files.ipynb #73538437
+#| code-fold: true
 def _write_wordpiece(tokenizer):
     return {
         "normalizer": _write_normalizers(_flat(tokenizer.normalizer)),

@@ -226,7 +226,8 @@ def look_up(pieces, vocab, byte_ids, unk_id, *, fuse_unk):
             waiting = [unk_id]
     return ids + waiting
 
-
+# %% ../../nbs/83_sentencepiece_file.ipynb #d1d8fe8c
+#| fold-bodies: __post_init__, _ranks, _writable, _byte_ids, _memory
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PieceBPE(PieceTokenizer):
     """Byte-pair encoding over characters, with SentencePiece's spaces.
@@ -491,6 +492,7 @@ def _build_trie(values):
     return trie
 
 # %% ../../nbs/83_sentencepiece_file.ipynb #aca2e6df
+#| fold-bodies: __post_init__, _table, _odd
 @dataclass(frozen=True)
 class PieceNormalizer:
     """What sentencepiece does to a text before it is cut.
@@ -660,7 +662,9 @@ def _parse(data):
                          "must be 1 (unigram), 2 (bpe) or 4 (char)")
     return build(pieces, _common(pieces, trainer, rules))
 
-
+# %% ../../nbs/83_sentencepiece_file.ipynb #8656717c
+#| code-fold: true
+#| code-summary: "Helpers: _specification, _refuse, _piece"
 def _specification(model, name, schema):
     """The fields of one of the specifications, the last value of each."""
     if name not in model and name != "denormalizer_spec":
@@ -794,7 +798,8 @@ def write_sentencepiece(tokenizer, path):
             (3, tokenizer.prefix_space), (4, normalizer.collapse)]))])
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
-
+# %% ../../nbs/83_sentencepiece_file.ipynb #e5afc08f
+#| code-fold: false
 def _roles(tokenizer):
     """The trainer's fields for the tokens that have a role."""
     fields = [(40, tokenizer.unk_id), (45, tokenizer.unk_token)]

@@ -197,7 +197,7 @@ def pruning_losses(corpus, scores, *, max_length=16):
                     for other in others)), 9)
     return losses
 
-
+# %% ../../nbs/13_unigram.ipynb #a684c13e
 def prune(corpus, scores, keep, *, max_length=16):
     """The `keep` pieces whose loss would cost the most likelihood.
 
@@ -287,6 +287,8 @@ def learn_unigram_loop(corpus, vocab_size, *, seed_size=1_000_000,
         scores = prune(corpus, scores, keep, max_length=max_length)
 
 # %% ../../nbs/13_unigram.ipynb #7654ae2c
+#| code-fold: true
+#| code-summary: "Helpers: chunk_words, likeliest_pieces, the checks"
 def chunk_words(corpus, size=30):
     """The corpus with long words in parts.
 
@@ -393,6 +395,7 @@ def sample_segmentation(word, scores, *, generator, exponent=1.0,
     return pieces[::-1]
 
 # %% ../../nbs/13_unigram.ipynb #2c6bea56
+#| fold-bodies: __post_init__, byte_of
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -463,6 +466,7 @@ def mark_spaces(text, normalizer, prefix_space):
     return text.replace(" ", f" {SPACE}")
 
 # %% ../../nbs/13_unigram.ipynb #86c7352a
+#| fold-bodies: __post_init__, train, has_inner_spaces, _longest, _memory, _encoder, _plain_to_numpy
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Unigram(PieceTokenizer):
     """The most probable pieces; Kudo (2018), equation 3.
@@ -649,6 +653,8 @@ def one_space(text):
     return re.sub(r"\s+", " ", text)
 
 # %% ../../nbs/13_unigram.ipynb #7e45ed33
+#| code-fold: true
+#| code-summary: "Code of the experiment 13_endings"
 _ENDINGS = ("s", "ed", "ing", "er", "ly", "al", "able", "ion", "ment", "ness")
 _CUTTERS = {"BPE": (ByteBPE, " "), "WordPiece": (WordPiece, ""),
             "Unigram": (Unigram, "")}

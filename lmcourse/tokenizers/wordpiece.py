@@ -445,6 +445,8 @@ def _check_training(corpus, vocab_size, special):
                          "tokens")
 
 # %% ../../nbs/12_wordpiece.ipynb #85719013
+#| code-fold: true
+#| code-summary: "Helpers: works_by_character, and how words are counted"
 def works_by_character(normalizer):
     """Whether a normalizer can be written as a `CharacterMap`."""
     return normalizer is None or isinstance(normalizer, BertNormalizer)

@@ -444,7 +444,8 @@ def empty_answers(rows):
         eight_bytes(np.empty(16 * rows + 4 * KEPT, np.uint8)),
         np.empty(4 * rows + 4 * KEPT, np.int32), np.zeros(3, np.int64))
 
-
+# %% ../../../nbs/81_compiled_bpe.ipynb #8b8b5a9c
+#| fold-bodies: __reduce__
 # lists share the integers up to here: that is faster than to make new ones,
 # and such a list takes a fifth of the memory; more are not worth keeping
 _SHARED_IDS = 1 << 20
@@ -527,7 +528,7 @@ def _pairs_of_ranks(windows, starts, lengths, ids, byte_ids):
                    byte_ids, pairs)
     return pairs
 
-
+# %% ../../../nbs/81_compiled_bpe.ipynb #97d22002
 class FastEncoder(WordEncoder):
     """Ids of plain text, compiled; the encoder of chapter 11 otherwise.
 
@@ -595,7 +596,7 @@ def decode_bytes(ids, starts, lengths, spelled, out):
             out[at + j] = spelled[start + j]
         at += length
 
-
+# %% ../../../nbs/81_compiled_bpe.ipynb #bb1e9851
 class FastDecoder:
     """Text of ids, compiled.
 

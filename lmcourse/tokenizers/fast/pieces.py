@@ -703,7 +703,7 @@ def _first_pairs(symbols, weights, n_pieces):
         pairs[:, _COUNT] = np.add.reduceat(weights[places[:len(at)]], first)
     return places, pairs
 
-
+# %% ../../../nbs/82_compiled_pieces.ipynb #4f5a16d7
 def learn_wordpiece(corpus, vocab_size, *, score=likelihood_score):
     """Learn a WordPiece vocabulary, as `learn_wordpiece_loop` does.
 
