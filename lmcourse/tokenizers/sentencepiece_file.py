@@ -227,7 +227,7 @@ def look_up(pieces, vocab, byte_ids, unk_id, *, fuse_unk):
     return ids + waiting
 
 # %% ../../nbs/83_sentencepiece_file.ipynb #d1d8fe8c
-#| fold-bodies: __post_init__, _ranks, _writable, _byte_ids, _memory
+#| fold-bodies: __post_init__, _ranks, _writable, _byte_ids, _pattern, _memory
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PieceBPE(PieceTokenizer):
     """Byte-pair encoding over characters, with SentencePiece's spaces.

@@ -37,6 +37,7 @@ _LOW = _U((1 << 32) - 1)
 _PLACES, _WEIGHT = 0, 1  # of a new pair: where it stands, and how often
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #0a78a5e3
+#| fold-bodies: _lay_out
 @kernel
 def _lay_out(letters, ends, counts, byte_ids, symbols, weights):
     """Write the words into one row of symbols, -1 between them."""
@@ -73,6 +74,7 @@ def _first_pairs(symbols, weights, places):
     return heap, first[65536]
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #cb768948
+#| fold-bodies: _meet
 @kernel
 def still_there(a, b, length, first, last, symbols, weights, places):
     """Keep the places where a pair still stands; add up their weights."""
@@ -167,6 +169,7 @@ def _learn_pairs(symbols, weights, merges):
     return new - 256
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #8d1bbdce
+#| fold-bodies: _learn_counted
 def learn_bytes(texts, size, pattern, alphabet):
     """What `_learn_bytes` of chapter 11 does, compiled.
 
@@ -506,6 +509,7 @@ class WordEncoder:
                         "instead")
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #d3dc7dd7
+#| fold-bodies: _pairs_of_merges, _pairs_of_ranks
 @kernel
 def _rank_bytes(ids, pairs, of_bytes):
     """What `_rank` says of each two bytes that are read as one integer."""
