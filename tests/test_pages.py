@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 chromium = importlib.import_module("chromium")
 SITE = ROOT / "_site"
-PAGES = sorted(p.name for p in SITE.glob("*.html"))
+PAGES = sorted(p.relative_to(SITE).as_posix() for pattern in
+               ("*.html", "api/*.html") for p in SITE.glob(pattern))
 WIDTHS = {1280: 900, 390: 844}
 
 
