@@ -210,10 +210,18 @@ def drop_module_docstring(app, what, name, obj, options, lines):
         lines.clear()
 
 
+def mend_signatures(app, pagename, templatename, context, doctree):
+    """A list of parameters, one a line, is no list of definitions."""
+    context["body"] = context.get("body", "").replace(
+        '<dl>\n<dd><em class="sig-param">',
+        '<dl role="none">\n<dd><em class="sig-param">')
+
+
 def setup(app):
     app.add_directive("module-table", ModuleTable)
     app.add_directive("module-names", ModuleNames)
     app.add_transform(LinkNames)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("autodoc-process-docstring", drop_module_docstring)
+    app.connect("html-page-context", mend_signatures)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
