@@ -127,7 +127,7 @@ class ModuleNames(SphinxDirective):
         rest = [f"`{name}`" for name in chapters.public_names(path)
                 if name not in defined]
         if rest:
-            text = "And what is no function or class: " + ", ".join(rest)
+            text = "Constants and tables: " + ", ".join(rest)
             found.append(nodes.paragraph("", "", *self.parse_inline(
                 text + ".")[0]))
         return found
