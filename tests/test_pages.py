@@ -60,7 +60,8 @@ def context(browser, request):
     phone = width < 500
     context = browser.new_context(
         viewport={"width": width, "height": WIDTHS[width]},
-        is_mobile=phone, has_touch=phone)
+        is_mobile=phone, has_touch=phone,
+        reduced_motion="reduce")  # no color is measured while it fades
     yield context
     context.close()
 
