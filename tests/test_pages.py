@@ -60,7 +60,8 @@ def context(browser, request):
     phone = width < 500
     context = browser.new_context(
         viewport={"width": width, "height": WIDTHS[width]},
-        is_mobile=phone, has_touch=phone)
+        is_mobile=phone, has_touch=phone,
+        reduced_motion="reduce")  # no color is measured while it fades
     yield context
     context.close()
 
@@ -96,12 +97,14 @@ WEIGHT = """() => ["navigation", "resource"]
   .reduce((sum, entry) => sum + entry.decodedBodySize, 0)"""
 
 
+TYPESET = """() => document.querySelectorAll("mjx-container").length
+  >= document.querySelectorAll(".math").length"""
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page(open_page, name):
     page, complaints = open_page(name)
-    page.wait_for_function(
-        "() => document.querySelectorAll('mjx-container').length"
-        " >= document.querySelectorAll('.math').length", timeout=20000)
+    page.wait_for_function(TYPESET, timeout=20000)
     assert not page.locator("mjx-merror").count(), "MathJax found an error"
     assert complaints == []
 
@@ -160,6 +163,7 @@ VIOLATIONS = """async rules => {
 def test_axe_finds_nothing(open_page, name):
     """All of axe-core's rules; in the dark theme those about colors."""
     page, _ = open_page(name)
+    page.wait_for_function(TYPESET, timeout=20000)  # half a formula is amiss
     page.add_script_tag(content=AXE)
     assert page.evaluate(VIOLATIONS, []) == []
     page.evaluate("() => document.documentElement.dataset.theme = 'dark'")
