@@ -58,7 +58,7 @@ def _sync(path):
         os.close(descriptor)
 
 # %% ../nbs/02_files.ipynb #c4f85cf6
-#| fold-bodies: _once
+#| fold-bodies: read_json, _once
 def write_json(path, value):
     """Write a value as JSON in UTF-8, in one act.
 
