@@ -45,6 +45,7 @@ extensions = [
     "sphinx_copybutton",
     "chapter_map",
     "home",
+    "reference",
     "terms",
 ]
 exclude_patterns = ["text/**", "**.ipynb_checkpoints", "conftest.py"]
@@ -56,6 +57,8 @@ nb_ipywidgets_js = {}  # the default loads two scripts from elsewhere
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 autodoc_typehints = "signature"
+python_maximum_signature_line_length = 120  # longer ones: a line for each
+add_module_names = False  # an entry stands on the page of its module
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"no-value": True}  # a table of words is no page

@@ -16,7 +16,8 @@ import secrets
 import shutil
 from pathlib import Path
 
-
+# %% ../nbs/02_files.ipynb #e8d51cf7
+#| fold-bodies: _temporary, _sync
 def write_atomically(path, write):
     """Write a file that is whole, or still the old one, at every moment.
 
@@ -57,6 +58,7 @@ def _sync(path):
         os.close(descriptor)
 
 # %% ../nbs/02_files.ipynb #c4f85cf6
+#| fold-bodies: _once
 def write_json(path, value):
     """Write a value as JSON in UTF-8, in one act.
 
@@ -107,6 +109,7 @@ def _once(pairs):
     return found
 
 # %% ../nbs/02_files.ipynb #ad6c6b98
+#| fold-bodies: _digest
 MANIFEST = "lmcourse-manifest.json"
 
 
@@ -146,6 +149,7 @@ def check_files(folder):
                              f"that was meant, delete {path}")
 
 # %% ../nbs/02_files.ipynb #c52fe02f
+#| fold-bodies: _takes_place
 def write_folder(path, write):
     """Write a folder whose files appear together or not at all.
 
@@ -192,6 +196,7 @@ def _takes_place(new, path):
     return True
 
 # %% ../nbs/02_files.ipynb #0b115d12
+#| fold-bodies: finish_writing
 _JOURNAL = ".renaming.json"
 
 

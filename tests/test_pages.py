@@ -21,8 +21,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 chromium = importlib.import_module("chromium")
 SITE = ROOT / "_site"
-PAGES = sorted(p.name for p in SITE.glob("*.html"))
+PAGES = sorted(p.relative_to(SITE).as_posix() for pattern in
+               ("*.html", "api/*.html") for p in SITE.glob(pattern))
 WIDTHS = {1280: 900, 390: 844}
+DESK = pytest.mark.parametrize("context", [1280], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +60,8 @@ def context(browser, request):
     phone = width < 500
     context = browser.new_context(
         viewport={"width": width, "height": WIDTHS[width]},
-        is_mobile=phone, has_touch=phone)
+        is_mobile=phone, has_touch=phone,
+        reduced_motion="reduce")  # no color is measured while it fades
     yield context
     context.close()
 
@@ -94,12 +97,14 @@ WEIGHT = """() => ["navigation", "resource"]
   .reduce((sum, entry) => sum + entry.decodedBodySize, 0)"""
 
 
+TYPESET = """() => document.querySelectorAll("mjx-container").length
+  >= document.querySelectorAll(".math").length"""
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page(open_page, name):
     page, complaints = open_page(name)
-    page.wait_for_function(
-        "() => document.querySelectorAll('mjx-container').length"
-        " >= document.querySelectorAll('.math').length", timeout=20000)
+    page.wait_for_function(TYPESET, timeout=20000)
     assert not page.locator("mjx-merror").count(), "MathJax found an error"
     assert complaints == []
 
@@ -126,6 +131,7 @@ def test_page(open_page, name):
     assert unlabeled == [], "form controls without a label"
 
 
+@DESK
 @pytest.mark.parametrize("name", PAGES)
 def test_local_links(open_page, base, name):
     page, _ = open_page(name)
@@ -157,13 +163,13 @@ VIOLATIONS = """async rules => {
 def test_axe_finds_nothing(open_page, name):
     """All of axe-core's rules; in the dark theme those about colors."""
     page, _ = open_page(name)
+    page.wait_for_function(TYPESET, timeout=20000)  # half a formula is amiss
     page.add_script_tag(content=AXE)
     assert page.evaluate(VIOLATIONS, []) == []
     page.evaluate("() => document.documentElement.dataset.theme = 'dark'")
     assert page.evaluate(VIOLATIONS, ["color-contrast"]) == []
 
 
-DESK = pytest.mark.parametrize("context", [1280], indirect=True)
 QUERIES = {
     "RoPE": "21_positions", "rotary position embedding": "21_positions",
     "KV cache": "20_attention", "multi-head attention": "20_attention",
@@ -273,6 +279,36 @@ def test_page_can_be_read_without_scripts(browser, base, name):
         assert docstring.is_visible() or docstring.locator(
             "xpath=ancestor::details").count()
     context.close()
+
+
+ENTRIES = [name for name in PAGES if name.startswith("api/")]
+
+
+@DESK
+@pytest.mark.parametrize("name", ENTRIES)
+def test_names_of_a_module_lead_to_their_entries(open_page, name):
+    """Each name of the table is a link; entries are not filled with air."""
+    page, _ = open_page(name)
+    rows = page.evaluate("""() => [...document.querySelectorAll(
+      ".api-table tr")].map(row => [row.cells[1].textContent,
+      row.querySelector("th a")?.getAttribute("href").slice(1)])""")
+    entries = page.evaluate(
+        "() => [...document.querySelectorAll('dt.sig')].map(e => e.id)")
+    assert len(rows) > 3
+    for line, target in rows:
+        assert target in entries or line.startswith("An experiment."), line
+    assert "Alias for field number" not in page.content()
+
+
+@DESK
+def test_known_names_are_links(open_page):
+    """In docstrings, and in a chapter once in each section."""
+    page, _ = open_page("api/training.html")
+    assert page.locator("dd a.reference:has-text('TrainingConfig')").count()
+    page, _ = open_page("32_pretraining.html")
+    link = page.locator("article p a:has(code)", has_text="fit").first
+    assert link.get_attribute("href") == \
+        "api/training.html#lmcourse.training.fit"
 
 
 def test_the_book_reads_from_the_file_system(context):

@@ -137,13 +137,20 @@ def test_module_begins_with_one_line_that_says_what_it_holds(module):
     assert re.fullmatch(r"\S.{10,72}\.", first), first
 
 
-def test_every_chapter_is_in_the_contents_and_every_module_on_the_api_page():
+def test_every_chapter_is_in_the_contents_and_every_module_has_its_page():
     index = (NBS / "index.md").read_text(encoding="utf-8")
     api = (NBS / "api.md").read_text(encoding="utf-8")
     for path in NOTEBOOKS:
         assert re.search(rf"^{path.stem}$", index, re.M), path.stem
-    for module in WRITTEN_BY:
-        assert f".. automodule:: {module}\n" in api, module
+    for module, stem in WRITTEN_BY.items():
+        path, name = NBS / f"{stem}.ipynb", module.removeprefix("lmcourse.")
+        assert f"{name} <api/{name}>\n" in api, module
+        page = (NBS / "api" / f"{name}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {module}\n"), module
+        link = f"[{chapters.title(path)}](../{path.name})"
+        assert link in " ".join(page.split()), module
+        assert f"{{module-names}} {module}\n" in page, module
+        assert f".. automodule:: {module}\n   :members:\n" in page, module
 
 
 def test_layers_hold():
@@ -238,7 +245,8 @@ BRITISH = re.compile(
 
 @pytest.mark.parametrize(
     "path", [*sorted((NBS / "text").glob("*.md")), *sorted(NBS.glob("*.md")),
-             ROOT / "README.md", ROOT / "CONTRIBUTING.md"],
+             *sorted((NBS / "api").glob("*.md")), ROOT / "README.md",
+             ROOT / "CONTRIBUTING.md"],
     ids=lambda p: p.stem)
 def test_one_spelling(path):
     """The book is written in American English."""

@@ -117,12 +117,21 @@ function quoteArticles() {
     page.querySelectorAll(".headerlink, script, style").forEach(
       part => part.remove());
     const article = page.querySelector("article");
-    const part = anchor && article?.querySelector(anchor);
+    const place = anchor ? article?.querySelector(anchor) : null;
+    // the place of a term is empty, and stands in front of it
+    const part = place?.textContent.trim() ? place : place?.parentElement;
     return (part || article)?.textContent ?? "";
   };
 }
 
+/* The arrow in the list of chapters says what it opens. */
+function nameArrows() {
+  for (const arrow of document.querySelectorAll("summary:has(.toctree-toggle)"))
+    arrow.ariaLabel = "pages of " + arrow.closest("li").querySelector("a").text;
+}
+
 foldCode();
 showActiveChapter();
+nameArrows();
 printInBlack();
 quoteArticles();

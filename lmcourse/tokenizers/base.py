@@ -202,6 +202,11 @@ def _check_texts(texts):
                         "list or another iterable, not one string")
 
 
+def _check_errors(errors):
+    if errors not in ("replace", "strict"):
+        raise ValueError(f"errors={errors!r}: must be 'replace' or 'strict'")
+
+
 def _check_id(position, i):
     try:
         return operator.index(i)
@@ -331,6 +336,16 @@ class _Vocabulary(PlainTokenizer):
     def _matcher(self):
         return find_engine("files").Matcher(self)
 
+    @property
+    def pair_template(self):
+        """The parts of `pair`, or the usual ones if it is empty."""
+        return self.pair or self._usual_pair
+
+    def token(self, id):
+        """How the token with this id is shown."""
+        (id,) = self._checked([id])
+        return self._spelled_by_id.get(id) or self._show(self.by_id[id])
+
     # What a subclass may change.
 
     def _plain_to_numpy(self, text):
@@ -389,7 +404,7 @@ def _finder(tokens):
     return regex.compile(f"({found})")
 
 # %% ../../nbs/10_tokenization.ipynb #24b3c41f
-#| fold-bodies: pair_template, encode_pair, encode_with_offsets, _encode_around, decode_stream, token, encode_batch, encode_to_numpy, save
+#| fold-bodies: encode_pair, encode_with_offsets, _encode_around, decode_stream, encode_batch, encode_to_numpy, save, tokenize
 class Tokenizer(_Vocabulary):
     """Text to ids and back; the base of all tokenizers, a frozen value.
 
@@ -433,11 +448,6 @@ class Tokenizer(_Vocabulary):
             ids[:0] = map(self.special_tokens.get, self.prefix)
             ids += map(self.special_tokens.get, self.suffix)
         return ids
-
-    @property
-    def pair_template(self):
-        """The parts of `pair`, or the usual ones if it is empty."""
-        return self.pair or self._usual_pair
 
     def encode_pair(self, first, second, *, allowed_special=()):
         """Two texts as one sequence, with special tokens around them.
@@ -503,9 +513,7 @@ class Tokenizer(_Vocabulary):
                 puts U+FFFD there, "strict" raises a ValueError.
             skip_special_tokens: whether to leave them out.
         """
-        if errors not in ("replace", "strict"):
-            raise ValueError(f"errors={errors!r}: must be 'replace' or "
-                             "'strict'")
+        _check_errors(errors)
         ids = self._checked(ids)
         if skip_special_tokens:
             ids = [i for i in ids if i not in self._special_ids]
@@ -547,11 +555,6 @@ class Tokenizer(_Vocabulary):
         """The tokens of `text` as strings; the options of `encode`."""
         return [self.token(i) for i in self.encode(text, **options)]
 
-    def token(self, id):
-        """How the token with this id is shown."""
-        (id,) = self._checked([id])
-        return self._spelled_by_id.get(id) or self._show(self.by_id[id])
-
     def encode_batch(self, texts, *, allowed_special=(), **options):
         """The ids of each text; the options are those of `encode`."""
         _check_texts(texts)
@@ -572,6 +575,7 @@ class Tokenizer(_Vocabulary):
         find_engine("files").save_tokenizer(self, folder)
 
 # %% ../../nbs/10_tokenization.ipynb #7dd2f452
+#| fold-bodies: compile_pattern
 WORD_PATTERN = r" ?\w+| ?[^\w\s]|\s"
 WHITESPACE_PATTERN = r" ?\S+|\s"
 

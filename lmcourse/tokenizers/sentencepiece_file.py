@@ -68,7 +68,8 @@ def read_fields(data):
         place += size
     return fields
 
-
+# %% ../../nbs/83_sentencepiece_file.ipynb #5c4daead
+#| code-fold: false
 def _read_varint(data, place):
     """Seven bits a byte, the lowest first; the eighth says: go on."""
     value = 0
@@ -92,7 +93,7 @@ def write_fields(fields):
         parts += [_varint(number << 3 | kind), rest]
     return b"".join(parts)
 
-
+# %% ../../nbs/83_sentencepiece_file.ipynb #f55727c9
 def _typed(value):
     """The wire type of a value, and its bytes."""
     if isinstance(value, float):
@@ -160,7 +161,7 @@ def merge_pieces_loop(symbols, ranks):
         place = found.index(lowest)
         symbols[place:place + 2] = ["".join(symbols[place:place + 2])]
 
-
+# %% ../../nbs/83_sentencepiece_file.ipynb #9c9563b4
 def merge_pieces(symbols, ranks, *, splits=None):
     """The same as `merge_pieces_loop`, in time that grows as n log n.
 
@@ -227,7 +228,7 @@ def look_up(pieces, vocab, byte_ids, unk_id, *, fuse_unk):
     return ids + waiting
 
 # %% ../../nbs/83_sentencepiece_file.ipynb #d1d8fe8c
-#| fold-bodies: __post_init__, _ranks, _writable, _byte_ids, _memory
+#| fold-bodies: __post_init__, _ranks, _writable, _byte_ids, _memory, _word_ids
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PieceBPE(PieceTokenizer):
     """Byte-pair encoding over characters, with SentencePiece's spaces.
@@ -331,6 +332,7 @@ class PieceBPE(PieceTokenizer):
         return ids
 
 # %% ../../nbs/83_sentencepiece_file.ipynb #994658ff
+#| fold-bodies: __post_init__, __reduce__, _table, _inner, _longest
 @dataclass(frozen=True)
 class Charsmap:
     """Replaces what it knows, the longest first: a compiled normalizer.
@@ -465,7 +467,8 @@ def compile_charsmap(rules):
     trie = _build_trie(places).tobytes()
     return len(trie).to_bytes(4, "little") + trie + (strings or b"\0")
 
-
+# %% ../../nbs/83_sentencepiece_file.ipynb #99c6a5ad
+#| code-fold: false
 def _build_trie(values):
     """A double-array trie: 32-bit units, each at the XOR of its parent."""
     tree = {b"": set()}
@@ -492,7 +495,7 @@ def _build_trie(values):
     return trie
 
 # %% ../../nbs/83_sentencepiece_file.ipynb #aca2e6df
-#| fold-bodies: __post_init__, _table, _odd
+#| fold-bodies: __post_init__, _parts, _table, _odd
 @dataclass(frozen=True)
 class PieceNormalizer:
     """What sentencepiece does to a text before it is cut.
@@ -564,6 +567,8 @@ class PieceNormalizer:
         return re.compile("|".join(odd), re.DOTALL)
 
 # %% ../../nbs/83_sentencepiece_file.ipynb #95c1f3e0
+#| code-fold: true
+#| code-summary: "The fields of the format: number, name and type"
 _AS_TEXT, _AS_BYTES, _AS_NUMBER, _AS_FLAG, _AS_FLOAT, _AS_NOTE = (
     (_CHUNK, bytes.decode), (_CHUNK, bytes),
     (_VARINT, lambda value: value - 2 ** 64 * (value >> 63)),
@@ -588,7 +593,7 @@ _TRAINER = {number: ("notes", _AS_NOTE) for number in (
     41: ("bos_id", _AS_NUMBER), 42: ("eos_id", _AS_NUMBER),
     46: ("bos_piece", _AS_TEXT), 47: ("eos_piece", _AS_TEXT)}
 
-
+# %% ../../nbs/83_sentencepiece_file.ipynb #a93aa603
 def _message(data, schema, where):
     """The named fields of a message: for each a list of its values."""
     found = {}
@@ -610,7 +615,7 @@ def _message(data, schema, where):
                              "UTF-8") from None
     return found
 
-# %% ../../nbs/83_sentencepiece_file.ipynb #a93aa603
+# %% ../../nbs/83_sentencepiece_file.ipynb #10ba6eb8
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _LONGEST = 8_000  # as in sentencepiece: the cuts of a piece take time
 
@@ -642,7 +647,8 @@ def read_sentencepiece(path):
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
-
+# %% ../../nbs/83_sentencepiece_file.ipynb #6b69fec3
+#| code-fold: false
 def _parse(data):
     """The tokenizer in the bytes of a file."""
     model = _message(data, _MODEL, "model")
@@ -747,7 +753,8 @@ def _normalizer(kept, rules):
         return None
     return PieceNormalizer(Charsmap(blob) if blob else None, kept, collapse)
 
-
+# %% ../../nbs/83_sentencepiece_file.ipynb #a5acac79
+#| code-fold: false
 def _unigram(pieces, fields):
     scores = _of_type(pieces, _NORMAL)
     for piece in _of_type(pieces, _USER_DEFINED):  # sentencepiece's bonus

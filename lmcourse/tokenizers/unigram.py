@@ -466,7 +466,7 @@ def mark_spaces(text, normalizer, prefix_space):
     return text.replace(" ", f" {SPACE}")
 
 # %% ../../nbs/13_unigram.ipynb #86c7352a
-#| fold-bodies: __post_init__, train, has_inner_spaces, _longest, _memory, _encoder, _plain_to_numpy
+#| fold-bodies: __post_init__, train, has_inner_spaces, _words, _longest, _memory, _encoder, _plain_to_numpy, sample, best
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Unigram(PieceTokenizer):
     """The most probable pieces; Kudo (2018), equation 3.

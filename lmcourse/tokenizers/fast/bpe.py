@@ -37,6 +37,7 @@ _LOW = _U((1 << 32) - 1)
 _PLACES, _WEIGHT = 0, 1  # of a new pair: where it stands, and how often
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #0a78a5e3
+#| fold-bodies: _lay_out
 @kernel
 def _lay_out(letters, ends, counts, byte_ids, symbols, weights):
     """Write the words into one row of symbols, -1 between them."""
@@ -73,6 +74,7 @@ def _first_pairs(symbols, weights, places):
     return heap, first[65536]
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #cb768948
+#| fold-bodies: _meet
 @kernel
 def still_there(a, b, length, first, last, symbols, weights, places):
     """Keep the places where a pair still stands; add up their weights."""
@@ -85,18 +87,7 @@ def still_there(a, b, length, first, last, symbols, weights, places):
             stop += 1
     return total, stop
 
-
-@kernel
-def _meet(side, place, weight, n, met, touched, tally):
-    """Note a new neighbor of the symbol that is being made."""
-    met[n, 0], met[n, 1] = side, place
-    if tally[side, _PLACES] == 0:
-        touched.append(side)
-    tally[side, _PLACES] += 1
-    tally[side, _WEIGHT] += weight
-    return n + 1
-
-
+# %% ../../../nbs/81_compiled_bpe.ipynb #5dd6733a
 @kernel
 def merge_places(a, b, new, first, last, symbols, weights, places, lengths,
                   met, touched, tally):
@@ -119,7 +110,20 @@ def merge_places(a, b, new, first, last, symbols, weights, places, lengths,
             n = _meet(2 * right + 1, p, weights[p], n, met, touched, tally)
     return n
 
+# %% ../../../nbs/81_compiled_bpe.ipynb #3280b965
+@kernel
+def _meet(side, place, weight, n, met, touched, tally):
+    """Note a new neighbor of the symbol that is being made."""
+    met[n, 0], met[n, 1] = side, place
+    if tally[side, _PLACES] == 0:
+        touched.append(side)
+    tally[side, _PLACES] += 1
+    tally[side, _WEIGHT] += weight
+    return n + 1
+
 # %% ../../../nbs/81_compiled_bpe.ipynb #c420c5d7
+#| code-fold: true
+#| code-summary: "push_new: a heap entry for each new neighbor"
 @kernel
 def push_new(new, n, free, met, touched, tally, places, heap):
     """Push the pairs of a new symbol; return where free places begin."""
@@ -137,7 +141,8 @@ def push_new(new, n, free, met, touched, tally, places, heap):
         tally[side, _PLACES] = 0
     return free
 
-
+# %% ../../../nbs/81_compiled_bpe.ipynb #1aa9fade
+#| code-fold: false
 @kernel
 def _learn_pairs(symbols, weights, merges):
     """Fill `merges` (n, 2) in order; return how many there are."""
@@ -167,6 +172,7 @@ def _learn_pairs(symbols, weights, merges):
     return new - 256
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #8d1bbdce
+#| fold-bodies: _learn_counted
 def learn_bytes(texts, size, pattern, alphabet):
     """What `_learn_bytes` of chapter 11 does, compiled.
 
@@ -190,7 +196,7 @@ def learn_bytes(texts, size, pattern, alphabet):
         raise ValueError("texts: must hold at least one character")
     return _learn_counted(letters, ends, counts, size, alphabet)
 
-
+# %% ../../../nbs/81_compiled_bpe.ipynb #92c99a96
 def _learn_counted(letters, ends, counts, size, alphabet):
     length = len(letters) + len(ends) + 1
     if length >= 1 << 29:
@@ -240,7 +246,8 @@ def _fill_pairs(merges, pairs):
         pairs[row, _PAIR] = key
         pairs[row, _MERGE] = _U(rank + 1) << _U(32) | _U(merges[rank, 2])
 
-
+# %% ../../../nbs/81_compiled_bpe.ipynb #b229144d
+#| code-fold: false
 @kernel
 def _merge_few(word, ranks, pairs):
     """Merge ids in place, given the ranks of pairs; how many are left."""
@@ -303,6 +310,8 @@ def _merge_many(word, pairs):
     return n
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #194ea8c3
+#| code-fold: true
+#| code-summary: "_merge: the few bytes of a word, or the many"
 _FEW = 64     # bytes; beyond it a heap is faster
 KEPT = 256    # bytes; longer words hardly ever come back
 
@@ -322,7 +331,8 @@ def _merge(windows, start, word, byte_ids, pairs, ranks):
                     if n == len(word) else _rank(pairs, word[i], word[i + 1]))
     return _merge_few(word[:n], ranks, pairs)
 
-
+# %% ../../../nbs/81_compiled_bpe.ipynb #e3efd4fb
+#| code-fold: false
 @kernel
 def _encode(windows, ends, byte_ids, pairs, tokens, memory, out):
     """Write the ids of all words to `out`; return how many there are."""
@@ -421,6 +431,8 @@ def _enter_tokens(windows, starts, lengths, ids, byte_ids, pairs, whole,
         known[row, KNOWN], known[row, PLACE] = _U(ids[t]), _U(start)
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #ca744eef
+#| code-fold: true
+#| code-summary: "AnswerTable, empty_answers: the four arrays of a memory"
 class AnswerTable(NamedTuple):
     """Words and their ids, for one thread at a time.
 
@@ -445,7 +457,7 @@ def empty_answers(rows):
         np.empty(4 * rows + 4 * KEPT, np.int32), np.zeros(3, np.int64))
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #8b8b5a9c
-#| fold-bodies: __reduce__
+#| fold-bodies: __reduce__, _integers, to_list, encode_to_numpy, forget
 # lists share the integers up to here: that is faster than to make new ones,
 # and such a list takes a fifth of the memory; more are not worth keeping
 _SHARED_IDS = 1 << 20
@@ -506,6 +518,7 @@ class WordEncoder:
                         "instead")
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #d3dc7dd7
+#| fold-bodies: _pairs_of_merges, _pairs_of_ranks
 @kernel
 def _rank_bytes(ids, pairs, of_bytes):
     """What `_rank` says of each two bytes that are read as one integer."""
@@ -597,6 +610,7 @@ def decode_bytes(ids, starts, lengths, spelled, out):
         at += length
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #bb1e9851
+#| fold-bodies: __init__
 class FastDecoder:
     """Text of ids, compiled.
 
@@ -636,6 +650,8 @@ class FastDecoder:
             return None
 
 # %% ../../../nbs/81_compiled_bpe.ipynb #c8d2469d
+#| code-fold: true
+#| code-summary: "compile_kernels: use each of them once"
 def compile_kernels():
     """Compile all that this module needs, or load it from disk.
 
