@@ -134,6 +134,7 @@ def _trie(ids):
     return _plant(spelled, starts, np.array([ids[s] for s in spellings]))
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #a1c8a50f
+#| code-fold: false
 @kernel
 def _longest(word, links, owner, unk, limit, out):
     """The greedy pieces of a word, to `out`; how many there are."""
@@ -159,6 +160,7 @@ def _longest(word, links, owner, unk, limit, out):
     return 1
 
 # %% ../../../nbs/82_compiled_pieces.ipynb #2361a4bb
+#| code-fold: false
 @kernel
 def _likeliest(word, links, score, unknown, best, back, last):
     """Viterbi; `back` and `last` tell what ends at each position."""
@@ -185,7 +187,7 @@ def _likeliest(word, links, score, unknown, best, back, last):
             last[after] = -1
         i = after
 
-
+# %% ../../../nbs/82_compiled_pieces.ipynb #7362abef
 @kernel
 def _spell(word, owner, back, last, byte_ids, unk, out):
     """The ids of a word that was cut, to `out`; how many there are."""

@@ -8,6 +8,8 @@ __all__ = ['kernel', 'GPT4_RANKS_PATTERN', 'GPT4O_PATTERN', 'DEEPSEEK3_PATTERN',
            'WordCounts', 'tally_words']
 
 # %% ../../../nbs/80_words_and_table.ipynb #a65d191f
+#| code-fold: true
+#| code-summary: "Imports, and a check of the machine's byte order"
 import sys
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -30,6 +32,7 @@ if sys.byteorder != "little":
                       "little-endian integers; uninstall numba to do "
                       "without it")
 
+# %% ../../../nbs/80_words_and_table.ipynb #f1941e8b
 kernel = numba.njit(cache=True, nogil=True)
 
 # %% ../../../nbs/80_words_and_table.ipynb #dce8205c
@@ -195,6 +198,7 @@ class _Steps:
         return after
 
 # %% ../../../nbs/80_words_and_table.ipynb #2075315c
+#| code-fold: false
 def _follow(steps, state, classes):
     """The next state, and whether a match ends before this character."""
     after, seen, todo = {}, set(), [*reversed(state)]
@@ -234,7 +238,8 @@ class PatternTable(NamedTuple):
     table: np.ndarray
     width: int
 
-
+# %% ../../../nbs/80_words_and_table.ipynb #efde7ac0
+#| code-fold: false
 def _table(steps, start, sets):
     """All states that can be reached, and what each kind does to them."""
     places, states, table = {(start,): 0}, [(start,)], []
@@ -259,7 +264,7 @@ def _table(steps, start, sets):
     # unsigned, or each step would ask whether an index counts from the end
     return np.array(table, np.uint32)
 
-
+# %% ../../../nbs/80_words_and_table.ipynb #ec8d18fc
 @lru_cache(32)
 def pattern_table(pattern):
     """The `PatternTable` of a pattern, or None: it is left to `regex`.
@@ -297,7 +302,8 @@ def _code_point(raw, i):
     return ((first & 7) << 18 | np.int64(raw[i + 1] & 63) << 12
             | np.int64(raw[i + 2] & 63) << 6 | raw[i + 3] & 63), 4
 
-
+# %% ../../../nbs/80_words_and_table.ipynb #e4f2f1a0
+#| code-fold: false
 @kernel
 def _walk(raw, i, stop, kinds, table, width, ends, n):
     """Go on from a word's start until there is no way; cuts are written.
@@ -319,7 +325,7 @@ def _walk(raw, i, stop, kinds, table, width, ends, n):
         i += size
     return n, stop if table[state + width - 1] & _MARK else last
 
-
+# %% ../../../nbs/80_words_and_table.ipynb #403616f3
 @kernel
 def _after_gap(raw, i, stop, kinds, table):
     """The next place at which a word may begin, behind byte i."""
@@ -349,7 +355,7 @@ def _cut(raw, bounds, kinds, table, width, ends):
             start = last
     return n
 
-# %% ../../../nbs/80_words_and_table.ipynb #e4f2f1a0
+# %% ../../../nbs/80_words_and_table.ipynb #5b41a53e
 def split_ends(texts, pattern=GPT2_PATTERN):
     """Cut texts into words.
 
@@ -370,7 +376,7 @@ def split_ends(texts, pattern=GPT2_PATTERN):
         raw, ends = _cut_texts(raw, ends, each)
     return raw, ends
 
-
+# %% ../../../nbs/80_words_and_table.ipynb #52bd3e91
 def _cut_texts(raw, bounds, pattern):
     """The words of texts that end at `bounds`, and where they end."""
     table = None if isinstance(pattern, Only) else pattern_table(pattern)
@@ -384,6 +390,8 @@ def _cut_texts(raw, bounds, pattern):
     return raw, ends[:n]
 
 # %% ../../../nbs/80_words_and_table.ipynb #c1944b40
+#| code-fold: true
+#| code-summary: "GPT4_RANKS_PATTERN, GPT4O_PATTERN, DEEPSEEK3_PATTERN"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -444,7 +452,7 @@ def word_key(windows, start, length):
         mixed = mix(windows[start + i], mixed)
     return mixed, _U(255) << _U(56) | _U(length)
 
-
+# %% ../../../nbs/80_words_and_table.ipynb #d80be4d5
 @kernel
 def _same(windows, start, kept, place, length):
     """Whether two words of 8 bytes or more are equal."""
@@ -478,7 +486,9 @@ def find_row(rows, key0, key1, windows, start, length, kept):
         row = row + _U(1) & mask
     return row
 
-
+# %% ../../../nbs/80_words_and_table.ipynb #7e943827
+#| code-fold: true
+#| code-summary: "insert_word: fill a free row, and keep the bytes of the word"
 @kernel
 def insert_word(rows, row, key0, key1, windows, start, length, kept, used):
     """Put a word into its row, and its bytes among the kept ones.
@@ -494,7 +504,8 @@ def insert_word(rows, row, key0, key1, windows, start, length, kept, used):
     used[0] += 1
     used[1] += length
 
-
+# %% ../../../nbs/80_words_and_table.ipynb #913508c2
+#| code-fold: false
 @kernel
 def _count(windows, ends, first, rows, kept, used):
     """Count words from `first` on; return where the room ran out."""
@@ -524,7 +535,7 @@ def _rehash(old, rows):
                 row = row + _U(1) & mask
             rows[row] = old[r]
 
-
+# %% ../../../nbs/80_words_and_table.ipynb #24c3ae06
 class WordCounts:
     """A dictionary from words to counts that lives in three arrays."""
 
