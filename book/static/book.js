@@ -131,7 +131,7 @@ function nameArrows() {
 }
 
 foldCode();
-showActiveChapter();
+addEventListener("load", showActiveChapter);  // behind the theme's own scroll
 nameArrows();
 printInBlack();
 quoteArticles();
