@@ -242,6 +242,7 @@ def pretrain(preset=None, *, callback=None):
 
 # %% ../nbs/32_pretraining.ipynb #42fb344a
 #| code-fold: true
+#| code-summary: "Writing and reading a kept model"
 def save_world_model(folder, *, model, tokenizer, record):
     """Write `config.json`, `model.safetensors`, `tokenizer.json` and
     `record.json`, all of them at once.
@@ -405,6 +406,7 @@ def world_record(preset=None, *, folder=None):
 
 # %% ../nbs/32_pretraining.ipynb #495a2f4b
 #| code-fold: true
+#| code-summary: "The two experiments"
 _FAR = {f"{skill}, {what}": 0.5 for skill in SKILLS + HARDER
         for what in ("share", "p")}  # a jump may come an exam later
 

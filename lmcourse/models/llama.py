@@ -506,6 +506,7 @@ def read_gemma2(settings):
 
 # %% ../../nbs/41_llama.ipynb #757cfe51
 #| code-fold: true
+#| code-summary: "Reading Gemma 3"
 def read_gemma3(settings):
     """The same as `read_llama` for the text part of Gemma 3."""
     read_choice(settings, "attn_logit_softcapping", None)
@@ -558,6 +559,7 @@ def read_mixtral(settings):
 
 # %% ../../nbs/41_llama.ipynb #151ae263
 #| code-fold: true
+#| code-summary: "Reading Qwen 3 with experts"
 def read_qwen3_moe(settings):
     """The same as `read_llama` for Qwen 3 with experts."""
     fields = QWEN3 | _common(settings)
