@@ -11,7 +11,8 @@ nbdev's directives, and Quarto's, are first-line comments in a code cell:
     #| fig-cap: "What to see"   a caption, numbered through the book
 
 Without `code-fold`, three kinds of cells fold by themselves: imports, the
-drawing of a figure, and exported names that are all private.
+drawing of a figure, and exported names that are all private. The check of an
+exercise shows its first line.
 """
 
 import ast
@@ -53,9 +54,11 @@ def dress_cell(cell):
     elif (summary := fold_name(text, directives)) is not None:
         tags.append("hide-input")
         options["code_prompt_show"] = options["code_prompt_hide"] = summary
-    # a tag becomes a class of the cell, which book.js reads
-    tags += [f"fold-{name.strip()}" for name in
-             directives.get("fold-bodies", "").split(",") if name.strip()]
+    # a tag becomes a class of the cell, which book.js reads; the check of an
+    # exercise would tell its answer
+    tags += [f"fold-{name}" for name in
+             re.findall(r"\w+", directives.get("fold-bodies", ""))
+             + re.findall(r"^def (check_\d+)\(", text, re.MULTILINE)]
     if "fig-alt" in directives:
         options["image"] = {"alt": directives["fig-alt"]} | size(cell)
     if "fig-cap" in directives:

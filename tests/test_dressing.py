@@ -57,6 +57,18 @@ def test_cells_that_are_not_on_the_page(source):
     assert not dressing.dress_cell(cell(source))
 
 
+@pytest.mark.parametrize("source, expected", [
+    ("#| fold-bodies: crop, n_bytes\nclass A: pass",
+     ["fold-crop", "fold-n_bytes"]),
+    ("def check_1(answer):\n    assert answer == 42", ["fold-check_1"]),
+    ("def check_all(x):\n    pass", []),
+])
+def test_definitions_that_show_their_first_line(source, expected):
+    dressed = cell(source)
+    dressing.dress_cell(dressed)
+    assert dressed["metadata"]["tags"] == expected
+
+
 def test_directives_are_not_on_the_page():
     dressed = cell('#| export\n#| fig-alt: "A line."\nx = 1  #| no')
     dressing.dress_cell(dressed)
