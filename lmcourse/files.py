@@ -109,7 +109,7 @@ def _once(pairs):
     return found
 
 # %% ../nbs/02_files.ipynb #ad6c6b98
-#| fold-bodies: _digest
+#| fold-bodies: _digest, _manifest
 MANIFEST = "lmcourse-manifest.json"
 
 
