@@ -101,6 +101,16 @@ TYPESET = """() => document.querySelectorAll("mjx-container").length
   >= document.querySelectorAll(".math").length"""
 
 
+AXE = (Path(importlib.util.find_spec("axe_playwright_python").origin).parent
+       / "axe.min.js").read_text(encoding="utf-8")
+VIOLATIONS = """async rules => {
+  const found = await axe.run({
+    runOnly: rules.length ? rules : undefined, resultTypes: ["violations"]});
+  return found.violations.flatMap(rule => rule.nodes.map(
+    node => `${rule.id}: ${node.html.slice(0, 200)}`));
+}"""
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page(open_page, name):
     page, complaints = open_page(name)
@@ -130,6 +140,12 @@ def test_page(open_page, name):
         ".map(e => e.outerHTML)")
     assert unlabeled == [], "form controls without a label"
 
+    # all of axe-core's rules; in the dark theme those about colors
+    page.add_script_tag(content=AXE)
+    assert page.evaluate(VIOLATIONS, []) == []
+    page.evaluate("() => document.documentElement.dataset.theme = 'dark'")
+    assert page.evaluate(VIOLATIONS, ["color-contrast"]) == []
+
 
 @DESK
 @pytest.mark.parametrize("name", PAGES)
@@ -148,26 +164,6 @@ def test_search_finds_a_term(open_page):
     page, complaints = open_page("search.html?q=softmax")
     page.wait_for_selector("#search-results li", timeout=15000)
     assert complaints == []
-
-
-AXE = (Path(importlib.util.find_spec("axe_playwright_python").origin).parent
-       / "axe.min.js").read_text(encoding="utf-8")
-VIOLATIONS = """async rules => {
-  const found = await axe.run({runOnly: rules.length ? rules : undefined});
-  return found.violations.flatMap(rule => rule.nodes.map(
-    node => `${rule.id}: ${node.html.slice(0, 200)}`));
-}"""
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_axe_finds_nothing(open_page, name):
-    """All of axe-core's rules; in the dark theme those about colors."""
-    page, _ = open_page(name)
-    page.wait_for_function(TYPESET, timeout=20000)  # half a formula is amiss
-    page.add_script_tag(content=AXE)
-    assert page.evaluate(VIOLATIONS, []) == []
-    page.evaluate("() => document.documentElement.dataset.theme = 'dark'")
-    assert page.evaluate(VIOLATIONS, ["color-contrast"]) == []
 
 
 QUERIES = {
