@@ -9,6 +9,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 OTHER := .venv/.other
 SITE := _site
+SPHINX := $(BIN)/python -m sphinx -c book -W --keep-going -q
+BUILD := $(SPHINX) -b html -j auto nbs $(SITE)
 export TQDM_DISABLE ?=
 # two files side by side with a thread each: models as small as these gain
 # little from a second thread, and lose much where the machine is busy
@@ -33,16 +35,17 @@ $(OTHER): $(READY)
 
 env: $(READY) $(OTHER)  ## prepare .venv with everything that the tests need
 
-html: $(READY)  ## build the book into _site
-	$(BIN)/python -m sphinx -b html -c book nbs $(SITE) -W --keep-going -q -j auto
+html: $(READY)  ## build the book into _site, and measure its pages
+	$(BUILD)
 	$(BIN)/python tools/heights.py $(SITE)
 
 pdf: $(READY)  ## build the book as one file, build/lmcourse.pdf
 	PYTHON=$(BIN)/python sh tools/browser.sh
-	$(BIN)/python -m sphinx -b singlehtml -c book nbs build/one -W --keep-going -q
+	$(SPHINX) -b singlehtml nbs build/one
 	$(BIN)/python tools/pdf.py build/one/index.html build/lmcourse.pdf
 
-book: html  ## build the book and serve it on 127.0.0.1:$(PORT)
+book: $(READY)  ## build the book and serve it on 127.0.0.1:$(PORT)
+	$(BUILD)
 	$(BIN)/python tools/serve.py $(SITE) $(PORT)
 
 # without plugins and torch, which take longer to load than all this takes
@@ -54,7 +57,7 @@ test: $(READY) $(OTHER)  ## everything that CI runs
 	PYTHON=$(BIN)/python sh tools/browser.sh
 	$(PYTEST) $(SIDE_BY_SIDE) tests --ignore tests/test_pages.py
 	$(NBVAL) nbs
-	$(MAKE) html
+	$(BUILD)
 	$(PYTEST) -n $(JOBS) tests/test_pages.py
 
 nightly: $(READY)  ## the thorough tests that `make test` leaves out

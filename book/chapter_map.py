@@ -17,6 +17,7 @@ from sphinx.util.docutils import SphinxDirective
 
 WIDTH, HEIGHT, STEP = 292, 26, 32  # of a box, and from one to the next
 CAPTION, LANE, MARGIN, BEND = 30, 13, 4, 6
+COLORS = 8  # book.css has as many
 
 
 def direct(needs):
@@ -65,6 +66,17 @@ def parts():
     found = re.findall(r"^:caption: (.+)\n:hidden:\n\n((?:\d.*\n)+)", index,
                        re.M)
     return {caption: stems.split() for caption, stems in found}
+
+
+def color(i):
+    """The style of the i-th part."""
+    return f"part-{i % COLORS}"
+
+
+def note_chapters(env):
+    """Have what is being read be read again when a chapter changes."""
+    for path in chapters.chapters():
+        env.note_dependency(str(path))
 
 
 def heights(contents):
@@ -121,7 +133,7 @@ def draw():
     used = users(needs)
     lane_of = lanes(used)
     contents = parts()
-    part = {stem: f"part-{i}" for i, stems in enumerate(contents.values())
+    part = {stem: color(i) for i, stems in enumerate(contents.values())
             for stem in stems}
     captions, middle = heights(contents)
     x = MARGIN + LANE * (max(lane_of.values()) + 1) + 4
@@ -148,8 +160,7 @@ class ChapterMap(SphinxDirective):
     """Put the map where the directive stands."""
 
     def run(self):
-        for path in chapters.chapters():  # draw again when one changes
-            self.env.note_dependency(str(path))
+        note_chapters(self.env)
         return [nodes.raw("", draw(), format="html")]
 
 

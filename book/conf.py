@@ -165,11 +165,10 @@ def shrink_pictures(app, exception):
 
 
 def setup(app):
-    # a change of this file, or of a run time, has all pages read again
+    # a change of a file here, or of a run time, has all pages read again
     app.add_config_value("read_with", hashlib.sha256(b"".join(
-        (HERE / name).read_bytes()
-        for name in ("conf.py", "dressing.py", "runtimes.json")
-    )).hexdigest(), "env")
+        path.read_bytes() for path in
+        [*sorted(HERE.glob("*.py")), dressing.RUNTIMES])).hexdigest(), "env")
     app.add_transform(FactsTable)
     app.connect("source-read", dressing.dress_notebook)
     app.connect("html-page-context", finish_page)

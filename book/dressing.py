@@ -38,11 +38,16 @@ def dress_notebook(app, docname, source):
     source[0] = json.dumps(notebook)
 
 
+def directives_of(text):
+    """The directives of a cell, with their values."""
+    return {name: value.strip("\"' ")
+            for name, value in DIRECTIVE.findall(text)}
+
+
 def dress_cell(cell):
     """Carry out the directives of a code cell; False if it is not shown."""
     text = "".join(cell["source"])
-    directives = {name: value.strip("\"' ")
-                  for name, value in DIRECTIVE.findall(text)}
+    directives = directives_of(text)
     if directives.keys() & {"hide", "default_exp"}:
         return False
     cell["source"] = text = DIRECTIVE.sub("", text)
@@ -126,8 +131,9 @@ def times(cells, docname):
                 and not {"hide-cell", "hide-input"}
                 & set(cell["metadata"]["tags"]))
     read = round(words / WORDS_PER_MINUTE + lines / LINES_PER_MINUTE)
-    run = json.loads(RUNTIMES.read_text()).get(docname, 0)
-    return f"{read} min to read, {max(run, 1)} s to run"
+    run = json.loads(RUNTIMES.read_text()).get(docname)
+    return f"{read} min to read" + (
+        "" if run is None else f", {max(run, 1)} s to run")
 
 
 def shown_cells(notebook):

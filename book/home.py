@@ -11,7 +11,7 @@ import re
 
 import chapters
 import dressing
-from chapter_map import parts
+from chapter_map import color, note_chapters, parts
 from docutils import nodes
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
@@ -32,13 +32,12 @@ class ChapterCards(SphinxDirective):
     """Put the cards where the directive stands, a heading over each part."""
 
     def run(self):
-        for path in chapters.chapters():  # draw again when one changes
-            self.env.note_dependency(str(path))
+        note_chapters(self.env)
         found = []
         for i, (caption, stems) in enumerate(parts().items()):
             cards = "".join(map(card, stems))
             found += [nodes.rubric("", caption), nodes.raw(
-                "", f'<div class="chapter-cards part-{i}">{cards}</div>',
+                "", f'<div class="chapter-cards {color(i)}">{cards}</div>',
                 format="html")]
         return found
 
@@ -57,17 +56,18 @@ class NotebookOutput(SphinxDirective):
                      if tag in cell["metadata"].get("tags", ())), None)
         if cell is None:
             raise ExtensionError(f"{tag!r} is no tag of a cell in {stem}")
-        alt = dict(dressing.DIRECTIVE.findall("".join(cell["source"]))).get(
-            "fig-alt", "").strip("\"' ")
+        alt = dressing.directives_of("".join(cell["source"])).get(
+            "fig-alt", "")
         return [shown(output, alt) for output in cell["outputs"]]
 
 
 def shown(output, alt):
     """A picture or a text, as a node."""
-    if "png" not in "".join(output.get("data", ())):
+    png = "".join(output.get("data", {}).get("image/png", ""))
+    if not png:
         return nodes.literal_block("", "".join(output["text"]).strip(),
                                    language="none")
-    png = "".join(output["data"]["image/png"]).replace("\n", "")
+    png = png.replace("\n", "")
     return nodes.raw("", f'<img class="from-notebook" alt="{html.escape(alt)}"'
                          f' src="data:image/png;base64,{png}"/>',
                      format="html")

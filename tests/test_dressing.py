@@ -3,6 +3,7 @@
 import base64
 import importlib
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -106,8 +107,10 @@ def test_times_count_what_is_read():
              "metadata": {}}
     lines = cell("x = 1\n" * 39 + "x = 1")
     folded = cell("x = 1\n" * 1000, tags=["hide-input"])
-    read = dressing.times([words, lines, folded], "no such chapter")
-    assert read == "4 min to read, 1 s to run"
+    cells = [words, lines, folded]
+    assert re.fullmatch(r"4 min to read, \d+ s to run",
+                        dressing.times(cells, "00_world"))
+    assert dressing.times(cells, "not measured") == "4 min to read"
 
 
 @pytest.mark.parametrize("text, expected", [

@@ -54,8 +54,8 @@ function foldMethod(lines, name) {
   const start = lines.findIndex(
     line => line.text.trim().startsWith(`def ${name}(`));
   if (start < 0) return;
-  let first = start;
-  while (!lines[first].text.trimEnd().endsWith(":")) first++;
+  let first = start;  // of several lines, where the signature ends
+  while (!/:\s*(#.*)?$/.test(lines[first].text)) first++;
   let end = first + 1;
   while (end < lines.length
     && (!lines[end].text.trim() || indent(lines[end]) > indent(lines[start])))
