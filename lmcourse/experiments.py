@@ -323,9 +323,15 @@ class Experiment:
     def __repr__(self):
         return f"<experiment {self.name}>"
 
-    def __call__(self, seed):
-        """Run it: a dict from text to a finite number or a list of them."""
-        return _outcome(f"{self.name}, seed {seed}", self.__wrapped__(seed))
+    def __call__(self, seed, **part):
+        """Run it: a dict from text to a finite number or a list of them.
+
+        Args:
+            seed: any seed.
+            part: other arguments of the function, by which it runs a part.
+        """
+        return _outcome(f"{self.name}, seed {seed}",
+                        self.__wrapped__(seed, **part))
 
     def fingerprint(self):
         """A digest of the code, the settings and the seeds."""
@@ -337,11 +343,13 @@ class Experiment:
         """The `Record`; FileNotFoundError or ValueError if none fits."""
         return _fitting_record(self)
 
-    def confirm(self, seed=0):
+    def confirm(self, seed=0, **part):
         """Run one seed, and compare it with the record.
 
         Args:
             seed: one of the record's.
+            part: other arguments of the function, by which it runs only a
+                part of what it recorded; all of it without.
 
         Returns:
             The outcome.
@@ -354,8 +362,9 @@ class Experiment:
         if seed not in record.seeds:
             raise ValueError(f"seed={seed}: must be one of the record's, "
                              f"{', '.join(map(str, record.seeds))}")
-        outcome = self(seed)
-        _assert_near(self, seed, outcome, record)
+        outcome = self(seed, **part)
+        wanted = outcome if part else record
+        _assert_near(self, seed, outcome, record, wanted)
         return outcome
 
 # %% ../nbs/03_experiments.ipynb #514bb2f8
@@ -461,11 +470,12 @@ def _fitting_record(experiment):
     return Record(content)
 
 
-def _assert_near(experiment, seed, outcome, record):
-    """A live run agrees with its row of the record."""
+def _assert_near(experiment, seed, outcome, record, wanted):
+    """A live run agrees with its row of the record, in the keys wanted."""
     where = f"{experiment.name}, seed {seed}"
     row, allowed = record.seeds.index(seed), experiment.tolerance
-    assert set(record) == set(outcome), f"{where}: has other keys than before"
+    assert set(record) >= set(wanted) == set(outcome), (
+        f"{where}: has other keys than before")
     for key, value in outcome.items():
         off = np.abs(np.subtract(value, record[key][row])).max()
         limit = allowed[key] if isinstance(allowed, dict) else allowed

@@ -170,6 +170,7 @@ def write_folder(path, write):
     try:
         temporary.mkdir()
         write(temporary)
+        (temporary / MANIFEST).unlink(missing_ok=True)  # of `write_files`
         parts = [part for part in temporary.rglob("*") if part.is_file()]
         write_json(temporary / MANIFEST, _manifest(
             {part.relative_to(temporary).as_posix(): part for part in parts}))

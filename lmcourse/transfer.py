@@ -22,7 +22,7 @@ from .tasks import TASKS, examples
 from .tokenizers.base import END_OF_TEXT
 from .training import get_device
 from .world import Probe, probes
-from .zoo import PRESETS, probe_scores, world_model
+from .zoo.base import PRESETS, probe_scores, world_model
 
 # %% ../nbs/33_transfer.ipynb #1a6334fc
 class Classifier(torch.nn.Module):

@@ -15,11 +15,12 @@ LENGTH = 13
 EAGER = dict(attn_implementation="eager", experts_implementation="eager")
 
 
-def drawn(config, *, dtype=torch.float64, by=0.15):
+def drawn(config, *, dtype=torch.float64, by=0.15,
+          make=transformers.AutoModelForCausalLM.from_config):
     """A model of transformers, all of its parameters moved, norms too."""
     config._attn_implementation = config._experts_implementation = "eager"
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+    model = make(config).to(dtype)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -282,6 +282,21 @@ def test_a_live_run_must_be_near_the_record(package):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_part_is_compared_with_its_part(package, tmp_path):
+    """And a key that the record has not is refused all the same."""
+    made = experiment("98_part", seeds=2, tolerance=0.1)(
+        lambda seed, names=("a", "b"): {name: seed + 0.05 for name in names})
+    made.record = lambda: Record({
+        "made": "", "device": "", "versions": {}, "seconds": {},
+        "outcomes": {s: {"a": int(s), "b": 7} for s in ("0", "1")}})
+    assert made.confirm(1, names=("a",)) == {"a": 1.05}
+    for names, said in [(("b",), "'b' is 5.95 from"), (("c",), "other keys"),
+                        (None, "'b' is 5.95")]:
+        part = {"names": names} if names else {}
+        with pytest.raises(AssertionError, match=said):
+            made.confirm(1, **part)
+
+
 def in_a_notebook(source):
     """Run cells as a kernel does: in a module without a file."""
     import linecache

@@ -180,6 +180,11 @@ QUERIES = {
     "gradient accumulation": "30_training", "learning rate": "30_training",
     "safetensors": "70_checkpoints", "install": "index",
     "linear probing": "33_transfer", "pretraining": "32_pretraining",
+    "masked language modeling": "31_self_supervision",
+    "span corruption": "31_self_supervision", "BERT": "42_bert",
+    "next-sentence prediction": "31_self_supervision",
+    "memory mapping": "34_corpora", "RoBERTa": "43_roberta",
+    "ELECTRA": "44_electra",
 }
 
 

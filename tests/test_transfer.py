@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lmcourse import transfer, zoo
+from lmcourse import transfer
+from lmcourse.zoo import base as zoo
 from lmcourse.layers.transformer import TransformerConfig, build_transformer
 from lmcourse.tasks import TASKS, Example, examples
 from lmcourse.tokenizers import ByteBPE

@@ -1,6 +1,7 @@
 """The zoo: presets, scores, and models that are kept."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import torch
 
 from damage import sign
 
-from lmcourse import zoo
+from lmcourse.models.bert import EncoderPreset
+from lmcourse.models.electra import ElectraPreset
+from lmcourse.zoo import base as zoo
 from lmcourse.training import TrainingConfig
 from lmcourse.world import HARDER, SKILLS, Probe, documents, word_prices
 
@@ -202,7 +205,7 @@ def test_weights_of_another_shape_are_refused(tiny, tmp_path):
 def test_world_model_trains_once(tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.PRESETS, "tiny", TINY)
     first, _ = zoo.world_model("tiny", folder=tmp_path)
-    monkeypatch.setattr(zoo, "pretrain", None)  # a second run would fail
+    monkeypatch.setattr(zoo, "fit", None)  # a second run would fail
     second, _ = zoo.world_model("tiny", folder=tmp_path)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -219,7 +222,7 @@ def test_world_model_trains_once(tmp_path, monkeypatch):
     {"batch_size": 5}, {"n_heads": 1}, {"n_layers": 2}, {"d_model": 32},
     {"rare_words": ("Anna",)}])
 def test_another_preset_is_another_model(tmp_path, change):
-    homes = {zoo._home(preset, tmp_path)
+    homes = {zoo._home("gpt", preset, tmp_path)
              for preset in (TINY, TINY, replace(TINY, **change))}
     assert len(homes) == 2
 
@@ -229,7 +232,7 @@ def test_what_decides_the_weights_decides_the_folder(tmp_path, monkeypatch):
     def home_with(name, value):
         with monkeypatch.context() as patch:
             patch.setattr(zoo, name, value)
-            return zoo._home(TINY, tmp_path)
+            return zoo._home("gpt", TINY, tmp_path)
 
     def wider(*arguments, **options):
         return TrainingConfig(*arguments, **options | {"betas": (0.9, 0.99)})
@@ -238,15 +241,16 @@ def test_what_decides_the_weights_decides_the_folder(tmp_path, monkeypatch):
         return make(config, generator=generator.manual_seed(5))
 
     make = getattr(zoo, MAKER)
+    newer = replace(zoo.DECODER, version=99)
     homes = [
-        zoo._home(TINY, tmp_path),
+        zoo._home("gpt", TINY, tmp_path),
         home_with("documents", lambda n, seed: [*documents(n, seed)][::-1]),
         home_with("TrainingConfig", wider),
         home_with(MAKER, other_draws),
-        home_with("_RECIPE", 99),
+        home_with("RECIPES", {"gpt": lambda: newer}),
     ]
     assert len({*homes}) == 5
-    assert zoo._home(TINY, tmp_path) == homes[0]
+    assert zoo._home("gpt", TINY, tmp_path) == homes[0]
 
 
 def test_a_comment_costs_no_training(tmp_path):
@@ -265,7 +269,7 @@ def test_a_comment_costs_no_training(tmp_path):
 def test_a_damaged_model_is_trained_anew(tmp_path, name, damage):
     """And is whole from then on."""
     first, tokenizer = zoo.world_model(TINY, folder=tmp_path)
-    (home,) = tmp_path.iterdir()
+    (home,) = tmp_path.glob("world-*")
     damage(home / name)
     with pytest.warns(UserWarning, match=f"{name}: .*trained anew$") as told:
         again, words = zoo.world_model(TINY, folder=tmp_path)
@@ -299,7 +303,7 @@ def test_a_disk_that_is_full(tmp_path):
 import resource, signal, warnings
 from pathlib import Path
 warnings.simplefilter("error", DeprecationWarning)
-from lmcourse import zoo
+from lmcourse.zoo import base as zoo
 import sys
 sys.path.insert(0, "tests")
 from test_zoo import TINY
@@ -312,7 +316,7 @@ print(sum(p.numel() for p in model.parameters()))
                           capture_output=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0 and int(done.stdout) > 5000
     assert "the model is trained and not kept" in done.stderr
-    assert not [*tmp_path.iterdir()]
+    assert not [*tmp_path.glob("world-*"), *tmp_path.glob(".writing-*")]
 
 
 def test_a_model_that_may_only_be_read(tmp_path, monkeypatch):
@@ -322,17 +326,23 @@ def test_a_model_that_may_only_be_read(tmp_path, monkeypatch):
 
     zoo.world_model(TINY, folder=tmp_path)
     monkeypatch.setattr(os, "utime", refuse)
-    monkeypatch.setattr(zoo, "pretrain", None)
+    monkeypatch.setattr(zoo, "fit", None)
     zoo.world_model(TINY, folder=tmp_path)
 
 
 def test_two_processes_ask_at_once(tmp_path):
     code = f"""
 from pathlib import Path
-from lmcourse import zoo
+from lmcourse.zoo import base as zoo
 import sys
 sys.path.insert(0, "tests")
 from test_zoo import TINY
+log, fit = Path({str(tmp_path)!r}) / "log", zoo.fit
+def noted(*arguments, **options):
+    with open(log, "a") as file:
+        file.write("trained\\n")
+    return fit(*arguments, **options)
+zoo.fit = noted
 for seed in range(4):
     zoo.world_model(zoo.replace(TINY, seed=seed), folder=Path(
         {str(tmp_path)!r}))
@@ -344,8 +354,10 @@ for seed in range(4):
     for process in both:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
-    assert len([*tmp_path.glob("world-*")]) == len([*tmp_path.iterdir()]) == 4
-    for home in tmp_path.iterdir():
+    homes = [*tmp_path.glob("world-*")]
+    assert len(homes) == 4
+    assert (tmp_path / "log").read_text() == 4 * "trained\n"
+    for home in homes:
         zoo.load_world_model(home)
 
 
@@ -356,17 +368,17 @@ def test_old_models_are_forgotten(tiny, tmp_path, monkeypatch):
         save(tmp_path / f"world-{age}", tiny)
         then = time.time() - 1000 * age
         os.utime(tmp_path / f"world-{age}", (then, then))
-    home = zoo._home(TINY, tmp_path)
+    home = zoo._home("gpt", TINY, tmp_path)
     zoo.world_model("tiny", folder=tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {
-        home.name, "world-1", "world-2", "world-3"}
+        home.name, "world-1", "world-2", "world-3", f".lock-{home.name}"}
 
 
 def test_killed_while_saving_leaves_no_model(tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from lmcourse import zoo
+from lmcourse.zoo import base as zoo
 import sys
 sys.path.insert(0, "tests")
 from test_zoo import TINY
@@ -379,3 +391,93 @@ zoo.save_world_model(Path({str(tmp_path)!r}) / "m", model=model,
                           cwd=Path(__file__).parents[1])
     assert done.returncode == -9
     assert not (tmp_path / "m").exists()
+
+
+# The encoders: what their recipes bring; the rest is as above.
+
+SMALL = dict(n_documents=60, vocab_size=320, d_model=16, n_layers=1,
+             n_heads=2, batch_size=2, length=24, steps=3)
+READ = dict(next_sentence=False)  # no pairs
+RECIPES = {
+    "bert": (EncoderPreset(**SMALL), "BertForPreTraining"),
+    "roberta": (EncoderPreset(**SMALL, **READ), "RobertaForMaskedLM"),
+    "electra": (ElectraPreset(**SMALL, embedding_size=12, generator_width=8,
+                              generator_layers=1), "ElectraForPreTraining"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_encoder_is_kept_as_the_hub_has_it(tmp_path, monkeypatch, name):
+    """Trained once; transformers and tokenizers open what is kept."""
+    import tokenizers
+    import transformers
+
+    preset, architecture = RECIPES[name]
+    model, words = zoo.pretrained(name, preset, folder=tmp_path)
+    monkeypatch.setattr(zoo, "fit", None)  # a second run would fail
+    again, same = zoo.pretrained(name, preset, folder=tmp_path)
+    assert same == words and not again.training
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+    record = zoo.pretraining_record(name, preset, folder=tmp_path)
+    assert len(record["loss"]) == 3 and [*record["exams"]] == [1, 2, 3]
+    (home,) = tmp_path.glob("world-*")
+    theirs = getattr(transformers, architecture).from_pretrained(home)
+    ids = torch.tensor([words.encode("Anna went to the zoo.",
+                                     add_special_tokens=True)])
+    with torch.no_grad():
+        out, mine = theirs.eval()(ids), model(ids)
+        first = out[0]
+        mine = mine[0] if isinstance(mine, tuple) else mine
+        assert (first - mine).abs().max() < 1e-4
+    peer = tokenizers.Tokenizer.from_file(str(home / "tokenizer.json"))
+    for text in documents(20, seed=3):
+        assert peer.encode(text).ids == words.encode(
+            text, add_special_tokens=True)
+
+
+@pytest.mark.parametrize("name, change", [
+    ("bert", {"rate": 0.3}), ("bert", {"static": True}),
+    ("bert", {"next_sentence": False}), ("bert", {"seed": 1}),
+    ("bert", {"initializer_range": 0.02}), ("bert", {"rate": 0.0}),
+    ("electra", {"generator_width": 16}), ("electra", {"weight": 1.0}),
+    ("electra", {"generator_layers": 2}), ("electra", {"embedding_size": 16}),
+    ("electra", {"generator_learns": False}), ("roberta", {"static": True})])
+def test_every_field_of_an_encoders_preset_matters(tmp_path, name, change):
+    preset, _ = RECIPES[name]
+    homes, losses = set(), []
+    for each in (preset, preset, replace(preset, **change)):
+        homes.add(zoo._home(name, each, tmp_path))
+        ready = zoo.get_recipe(name).prepare(each)
+        losses.append(ready.run().loss)
+    assert len(homes) == 2
+    assert losses[0] == losses[1] != losses[2]
+    assert all(map(math.isfinite, losses[2]))
+
+
+def test_a_damaged_encoder_is_trained_anew(tmp_path):
+    preset, _ = RECIPES["electra"]
+    first, _ = zoo.pretrained("electra", preset, folder=tmp_path)
+    (home,) = tmp_path.glob("world-*")
+    (home / "model.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="model.safetensors: .*anew$"):
+        again, _ = zoo.pretrained("electra", preset, folder=tmp_path)
+    assert all(map(torch.equal, first.parameters(), again.parameters()))
+
+
+def test_the_generator_is_thrown_away(tmp_path):
+    preset, _ = RECIPES["electra"]
+    model, _ = zoo.pretrained("electra", preset, folder=tmp_path)
+    names = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"embeddings", "layers", "head"}
+
+
+def test_names_and_presets_are_checked():
+    with pytest.raises(ValueError, match="^name='bart': must be one of "
+                                         r"\['gpt', 'bert', 'roberta', "):
+        zoo.pretrained("bart")
+    with pytest.raises(ValueError, match="^preset='huge': must be one of"):
+        zoo.pretrained("bert", "huge")
+    with pytest.raises(ValueError, match="^next_sentence=True: must be F"):
+        zoo.get_recipe("roberta").prepare(RECIPES["bert"][0])
+    with pytest.raises(ValueError, match=r"^rate=1.0: must be in \[0, 1\)"):
+        zoo.get_recipe("bert").prepare(replace(RECIPES["bert"][0], rate=1.0))

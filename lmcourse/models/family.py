@@ -254,9 +254,12 @@ class Family:
             names and an attribute `config`.
         config: the class of its configurations.
         prefix: what the names begin with; files of the bare model lack it.
-        skipped: a pattern of stored names that hold nothing learned.
+        skipped: a pattern of stored names that hold nothing learned, or
+            nothing that this architecture uses.
         copies: pairs of stored names, of which the first may be there and
             repeat the second.
+        renamed: pairs of endings of stored names, in the spelling of their
+            time and today's.
     """
 
     model_type: str
@@ -269,6 +272,7 @@ class Family:
     prefix: str = "model."
     skipped: str = r"\.rotary_emb\.inv_freq$"
     copies: tuple = (("lm_head.weight", "model.embed_tokens.weight"),)
+    renamed: tuple = ()
 
 # %% ../../nbs/39_family.ipynb #274736e0
 def read_config(family, settings):
