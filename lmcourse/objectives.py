@@ -527,7 +527,6 @@ def corrupt_spans(input_ids, *, sentinel_ids, generator, rate=0.15,
     asked = pairs[torch.stack([first, hidden], dim=2)]
     return {"input_ids": seen.view(B, -1), "labels": asked.view(B, -1)}
 
-
 # %% ../nbs/31_self_supervision.ipynb #38b5a847
 def _partition(n, n_parts, n_rows, generator):
     """Random positive lengths `(n_rows, n_parts)` that add up to n."""
@@ -536,7 +535,6 @@ def _partition(n, n_parts, n_rows, generator):
     ends = torch.full((n_rows, 1), n)
     return torch.diff(torch.cat([cuts, ends], dim=1),
                       prepend=torch.zeros(n_rows, 1, dtype=torch.long))
-
 
 # %% ../nbs/31_self_supervision.ipynb #9ac52b97
 def infill(input_ids, *, masking, generator, pad_id, mean_length=3.0):
@@ -565,7 +563,6 @@ def infill(input_ids, *, masking, generator, pad_id, mean_length=3.0):
     real = torch.arange(int(kept.max())) < kept
     seen = seen.gather(1, order)[:, :real.shape[1]].where(real, pad_id)
     return {"input_ids": seen, "attention_mask": real, "labels": input_ids}
-
 
 # %% ../nbs/31_self_supervision.ipynb #3d00feee
 def shuffle_sentences(input_ids, *, end_ids, generator):
