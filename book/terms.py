@@ -43,7 +43,7 @@ class IndexTerms(SphinxTransform):
                 continue
             anchor = f"term-{i}"
             index = addnodes.index(entries=[
-                ("single", term.replace(";", ","), anchor, "", None)
+                ("single", term.replace(";", ","), anchor, "main", None)
                 for term in terms])
             place = strong.parent.index(strong)
             strong.parent.insert(place, [
