@@ -131,26 +131,16 @@ def write_tokens(folder, texts, tokenizer, *, end_token="<|endoftext|>"):
                          f"{[*tokenizer.special_tokens]}")
     end = tokenizer.special_tokens[end_token]
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2 ** 16 else "<u4")
-    counts = {}
+    counts = {"n_tokens": 0, "n_documents": 0}
 
     def write(writing):
-        n_tokens = n_documents = 0
         with (open(writing / "tokens.bin", "wb") as tokens,
               open(writing / "ends.bin", "wb") as borders):
-            ids, ends = [], []
-            for text in texts:
-                ids += [*tokenizer.encode(text), end]
-                ends.append(n_tokens + len(ids))
-                if len(ids) >= _BUFFER:
-                    tokens.write(np.array(ids, dtype).tobytes())
-                    borders.write(np.array(ends, "<u8").tobytes())
-                    n_tokens += len(ids)
-                    n_documents += len(ends)
-                    ids, ends = [], []
-            tokens.write(np.array(ids, dtype).tobytes())
-            borders.write(np.array(ends, "<u8").tobytes())
-        counts["n_tokens"] = n_tokens + len(ids)
-        counts["n_documents"] = n_documents + len(ends)
+            for ids, ends in _parts(texts, tokenizer, end):
+                tokens.write(np.array(ids, dtype).tobytes())
+                borders.write(np.array(ends, "<u8").tobytes())
+                counts["n_tokens"] += len(ids)
+                counts["n_documents"] += len(ends)
         if not counts["n_documents"]:
             raise ValueError("texts: must hold at least one document")
         write_json(writing / "corpus.json", counts | {
@@ -159,6 +149,18 @@ def write_tokens(folder, texts, tokenizer, *, end_token="<|endoftext|>"):
     check_writable(Path(folder).parent)
     write_folder(folder, write)
     return counts["n_tokens"]
+
+
+def _parts(texts, tokenizer, end):
+    """Yield the ids of some documents, and where each of them ends."""
+    ids, ends, before = [], [], 0
+    for text in texts:
+        ids += [*tokenizer.encode(text), end]
+        ends.append(before + len(ids))
+        if len(ids) >= _BUFFER:
+            yield ids, ends
+            ids, ends, before = [], [], ends[-1]
+    yield ids, ends
 
 # %% ../nbs/34_corpora.ipynb #89bbe076
 class Corpus:

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['BERT_HEADS', 'BERT', 'FINETUNING_RATES', 'PRETRAININGS', 'LABELS', 'BERT_FAMILIES', 'BertConfig', 'MaskedLMHead',
            'Pooler', 'SequenceHead', 'TokenHead', 'SpanHead', 'BothLogits', 'BothHeads', 'build_encoder', 'build_bert',
-           'masked_loss', 'pair_loss', 'EncoderPreset', 'train_pieces', 'special_ids', 'encoder_batches',
-           'prepare_bert', 'encoder_config', 'examine_encoder', 'token_names', 'fill_masks', 'sides', 'encode_labeled',
-           'RowBatches', 'label_loss', 'give_head', 'label_accuracy', 'finetune_encoder', 'scores_by_pretraining',
-           'read_bert', 'encoder_fields', 'write_bert', 'encoder_names']
+           'masked_loss', 'pair_loss', 'model_inputs', 'EncoderPreset', 'train_pieces', 'special_ids',
+           'encoder_batches', 'prepare_bert', 'prepare_encoder', 'encoder_config', 'examine_encoder', 'judge_masked',
+           'token_names', 'fill_masks', 'sides', 'encode_labeled', 'RowBatches', 'label_loss', 'give_head',
+           'label_accuracy', 'finetune_encoder', 'scores_by_pretraining', 'read_bert', 'encoder_fields', 'write_bert',
+           'encoder_names']
 
 # %% ../../nbs/42_bert.ipynb #7c47548a
 #| code-fold: true
@@ -194,6 +195,7 @@ class SequenceHead(nn.Module):
 
 # %% ../../nbs/42_bert.ipynb #04a41394
 #| code-fold: true
+#| code-summary: "TokenHead and SpanHead"
 class TokenHead(nn.Module):
     """Labels for each token, as for names or parts of speech.
 
@@ -348,7 +350,7 @@ def masked_loss(model, batch):
         The term "masked token", in nats; its total is 0 where nothing is
         hidden.
     """
-    labels, seen = batch["labels"], _what_is_seen(batch)
+    labels, seen = batch["labels"], model_inputs(batch)
     count = int((labels != IGNORE_INDEX).sum())
     return {"masked token": Term(model(**seen, labels=labels) * count,
                                  count)}
@@ -368,12 +370,21 @@ def pair_loss(model, batch):
     """
     labels, pairs = batch["labels"], batch["next_sentence_label"]
     count = int((labels != IGNORE_INDEX).sum())
-    tokens, halves = model(**_what_is_seen(batch), labels=(labels, pairs))
+    tokens, halves = model(**model_inputs(batch), labels=(labels, pairs))
     return {"masked token": Term(tokens * count, count),
             "next sentence": Term(halves * len(pairs), len(pairs))}
 
 
-def _what_is_seen(batch):
+def model_inputs(batch):
+    """What a model takes from a batch, but for the labels.
+
+    Args:
+        batch: a dict.
+
+    Returns:
+        A dict of `input_ids`, `attention_mask`, `token_type_ids`,
+        `position_ids` and `mask`, as far as they are there.
+    """
     names = ("input_ids", "attention_mask", "token_type_ids", "position_ids",
              "mask")
     return {name: batch[name] for name in names if name in batch}
@@ -484,26 +495,43 @@ def prepare_bert(preset):
     Returns:
         A `Ready`.
     """
+    head, objective = (("both", pair_loss) if preset.next_sentence
+                       else ("masked_lm", masked_loss))
+    return prepare_encoder(preset, lambda tokenizer: build_bert(
+        encoder_config(preset, tokenizer, head=head),
+        generator=torch.Generator().manual_seed(preset.seed)),
+        objective=objective)
+
+
+def prepare_encoder(preset, build, *, objective):
+    """An encoder of the world and its masked batches, ready to be trained.
+
+    Args:
+        preset: an `EncoderPreset`.
+        build: from the tokenizer to the model.
+        objective: as `fit` takes it.
+
+    Returns:
+        A `Ready`.
+    """
     texts = read_world(preset)
     tokenizer = train_pieces(texts[:5000], preset.vocab_size)
-    model = build_bert(
-        encoder_config(preset, tokenizer,
-                       head="both" if preset.next_sentence else "masked_lm"),
-        generator=torch.Generator().manual_seed(preset.seed))
-    return Ready(tokenizer, model, encoder_batches(preset, texts, tokenizer),
+    return Ready(tokenizer, build(tokenizer),
+                 encoder_batches(preset, texts, tokenizer),
                  plan_training(preset, warmup_steps=preset.steps // 10),
-                 pair_loss if preset.next_sentence else masked_loss)
+                 objective)
 
 
-def encoder_config(preset, tokenizer, **more):
-    """The `BertConfig` of a preset.
+def encoder_config(preset, tokenizer, *, kind=BertConfig, **more):
+    """The configuration of a preset.
 
     Args:
         preset: an `EncoderPreset`.
         tokenizer: gives the size of the vocabulary.
+        kind: the class of the configuration.
         more: other fields.
     """
-    return BertConfig(
+    return kind(
         vocab_size=tokenizer.vocab_size, max_length=2 * preset.length,
         d_model=preset.d_model, n_layers=preset.n_layers,
         n_heads=preset.n_heads, d_ff=4 * preset.d_model,
@@ -511,7 +539,7 @@ def encoder_config(preset, tokenizer, **more):
 
 # %% ../../nbs/42_bert.ipynb #04e2e5af
 #| code-fold: true
-@torch.no_grad()
+#| code-summary: "The exam: examine_encoder, judge_masked"
 def examine_encoder(model, tokenizer, *, n=256, seed=99):
     """What a masked model gets right in texts that it has not read.
 
@@ -531,19 +559,33 @@ def examine_encoder(model, tokenizer, *, n=256, seed=99):
     preset = EncoderPreset(
         batch_size=n, seed=seed, next_sentence=model.config.n_segments > 1,
         length=min(EncoderPreset.length, model.config.max_length))
-    batch = encoder_batches(preset, documents(2000, 1000 + seed),
-                            tokenizer)(0)
+    return judge_masked(model, encoder_batches(
+        preset, documents(2000, 1000 + seed), tokenizer)(0))
+
+
+@torch.no_grad()
+def judge_masked(model, batch):
+    """What a masked model gets right in a batch.
+
+    Args:
+        model: with `BothHeads` or a `MaskedLMHead`; its mode stays.
+        batch: as in `masked_loss` or `pair_loss`.
+
+    Returns:
+        A dict as of `examine_encoder`; "next sentence" where both the model
+        and the batch know of it.
+    """
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     was_training = model.training
-    said = model.eval()(**_what_is_seen(batch))
+    said = model.eval()(**model_inputs(batch))
     model.train(was_training)
     logits = getattr(said, "masked", said)
     asked = batch["labels"] != IGNORE_INDEX
     logits, labels = logits[asked].float(), batch["labels"][asked]
     marks = {"masked": (logits.argmax(-1) == labels).float().mean().item(),
              "nats": F.cross_entropy(logits, labels).item()}
-    if hasattr(said, "next_sentence"):
+    if hasattr(said, "next_sentence") and "next_sentence_label" in batch:
         right = said.next_sentence.argmax(-1) == batch["next_sentence_label"]
         marks["next sentence"] = right.float().mean().item()
     return marks
@@ -612,18 +654,12 @@ def sides(seed):
     place = torch.arange(preset.length)
     views = {"left": place[:, None] >= place, "right": place[:, None] <= place,
              "both": torch.ones(preset.length, preset.length).bool()}
-    device = next(model.parameters()).device
-    asked, outcome = batch["labels"] != IGNORE_INDEX, {}
-    for side, mask in views.items():
-        seen = _what_is_seen(batch | {"mask": mask})
-        with torch.no_grad():
-            said = model(**{name: x.to(device) for name, x in seen.items()})
-        right = said.masked.argmax(dim=-1).cpu() == batch["labels"]
-        outcome[side] = right[asked].double().mean().item()
-    return outcome
+    return {side: judge_masked(model, batch | {"mask": mask})["masked"]
+            for side, mask in views.items()}
 
 # %% ../../nbs/42_bert.ipynb #892bda81
 #| code-fold: true
+#| code-summary: "encode_labeled: examples as a batch"
 def encode_labeled(tokenizer, made):
     """Labeled examples as a batch: `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`.
 
@@ -653,6 +689,7 @@ def encode_labeled(tokenizer, made):
 
 # %% ../../nbs/42_bert.ipynb #6e4d6fb9
 #| code-fold: true
+#| code-summary: "RowBatches and label_loss"
 class RowBatches:
     """Random rows of a batch; which ones is a function of the step.
 
@@ -690,7 +727,7 @@ def label_loss(model, batch):
         The term "label", in nats, or in squared units of a score.
     """
     labels = batch["labels"]
-    loss = model(**_what_is_seen(batch), labels=labels)
+    loss = model(**model_inputs(batch), labels=labels)
     return {"label": Term(loss * len(labels), len(labels))}
 
 # %% ../../nbs/42_bert.ipynb #955e1cdd
@@ -732,7 +769,7 @@ def label_accuracy(model, batch):
     """
     device = next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    guesses = model.eval()(**_what_is_seen(batch)).argmax(dim=1)
+    guesses = model.eval()(**model_inputs(batch)).argmax(dim=1)
     return (guesses == batch["labels"]).float().mean().item()
 
 

@@ -40,15 +40,16 @@ from lmcourse.models.bert import (
     encoder_fields,
     encoder_names,
     finetune_encoder,
+    model_inputs,
     prepare_bert,
-    train_pieces,
+    prepare_encoder,
     write_bert,
 )
 from .family import Family, read_number
 from ..objectives import Changed, replace_tokens
 from ..training import Term
 from ..world import documents
-from ..zoo.base import Ready, Recipe, plan_training, read_world
+from ..zoo.base import Recipe
 
 # %% ../../nbs/44_electra.ipynb #f4b9bfa2
 @dataclass(frozen=True)
@@ -124,9 +125,14 @@ class DetectionHead(nn.Module):
         Labels are 1 for replaced, 0 for original; `IGNORE_INDEX` leaves a
         token out.
         """
-        asked = labels != IGNORE_INDEX
-        return F.binary_cross_entropy_with_logits(
-            self(hidden_states)[asked].float(), labels[asked].float())
+        return _binary(self(hidden_states), labels=labels)
+
+
+def _binary(scores, *, labels):
+    """The mean binary cross-entropy at labels that are not left out."""
+    asked = labels != IGNORE_INDEX
+    return F.binary_cross_entropy_with_logits(scores[asked].float(),
+                                              labels[asked].float())
 
 # %% ../../nbs/44_electra.ipynb #8887e96a
 #| code-fold: true
@@ -218,7 +224,7 @@ class ElectraPair(nn.Module):
         self.discriminator, self.generator = discriminator, generator
 
     def forward(self, input_ids, *, labels, chance, attention_mask=None,
-                token_type_ids=None):
+                **more):
         """Fill the gaps with drawn tokens, and judge all tokens.
 
         Args:
@@ -226,13 +232,12 @@ class ElectraPair(nn.Module):
             labels: `(B, T)`, the tokens of the gaps, else `IGNORE_INDEX`.
             chance: `(B, T)`, uniform numbers for the draw.
             attention_mask: `(B, T)`, True (or 1) at real tokens.
-            token_type_ids: `(B, T)`, if there are segments.
+            more: what else both encoders take, such as `token_type_ids`.
 
         Returns:
             A `Detection`. No gradient flows through the drawn tokens.
         """
-        seen = {"attention_mask": attention_mask,
-                "token_type_ids": token_type_ids}
+        seen = {"attention_mask": attention_mask, **more}
         gaps = labels != IGNORE_INDEX
         hidden = self.generator.hidden_states(input_ids, **seen)
         logits = self.generator.head(hidden[gaps]).float()
@@ -241,14 +246,13 @@ class ElectraPair(nn.Module):
         judged = asked["labels"]
         if attention_mask is not None:
             judged = judged.where(attention_mask.bool(), IGNORE_INDEX)
-        scores = self.discriminator(asked["input_ids"], **seen).float()
+        scores = self.discriminator(asked["input_ids"], **seen)
         real = judged != IGNORE_INDEX
         loss = F.cross_entropy(logits, labels[gaps]) if gaps.any() else (
             0.0 * hidden.sum())
         return Detection(
-            loss, F.binary_cross_entropy_with_logits(
-                scores[real], judged[real].float()),
-            int(gaps.sum()), int(real.sum()),
+            loss, _binary(scores, labels=judged), int(gaps.sum()),
+            int(real.sum()),
             int((asked["input_ids"] == labels).sum()),
             int(((scores > 0) == judged.bool())[real].sum()))
 
@@ -266,9 +270,8 @@ def electra_loss(model, batch, *, weight=50.0):
 
     Source: Clark et al. (2020), equation in section 2 and appendix A.
     """
-    names = ("input_ids", "labels", "chance", "attention_mask",
-             "token_type_ids")
-    found = model(**{name: batch[name] for name in names if name in batch})
+    found = model(**model_inputs(batch), labels=batch["labels"],
+                  chance=batch["chance"])
     return {"generator": Term(found.generator * found.n_gaps, found.n_gaps),
             "discriminator": Term(found.discriminator * found.n_tokens,
                                   found.n_tokens, weight)}
@@ -308,9 +311,8 @@ def build_pair(preset, tokenizer):
         tokenizer: gives the size of the vocabulary.
     """
     draws = torch.Generator().manual_seed(preset.seed)
-    config = ElectraConfig(embedding_size=preset.embedding_size, **{
-        name: value for name, value
-        in vars(encoder_config(preset, tokenizer)).items() if name != "head"})
+    config = encoder_config(preset, tokenizer, kind=ElectraConfig,
+                            embedding_size=preset.embedding_size)
     width = preset.generator_width
     small = replace(config, d_model=width, d_ff=4 * width, d_head=None,
                     n_heads=max(1, width * config.n_heads // config.d_model),
@@ -331,18 +333,15 @@ def prepare_electra(preset):
     Returns:
         A `Ready`.
     """
-    texts = read_world(preset)
-    tokenizer = train_pieces(texts[:5000], preset.vocab_size)
-    model = build_pair(preset, tokenizer)
+    ready = prepare_encoder(preset, partial(build_pair, preset),
+                            objective=partial(electra_loss,
+                                              weight=preset.weight))
     if not preset.generator_learns:
-        for name, parameter in model.generator.named_parameters():
+        for name, parameter in ready.model.generator.named_parameters():
             parameter.requires_grad_(name.startswith((
                 "embeddings.tokens", "embeddings.pos", "embeddings.seg")))
-    batches = Changed(encoder_batches(preset, texts, tokenizer), with_chance,
-                      seed=preset.seed + 1)
-    return Ready(tokenizer, model, batches,
-                 plan_training(preset, warmup_steps=preset.steps // 10),
-                 partial(electra_loss, weight=preset.weight))
+    return ready._replace(batches=Changed(ready.batches, with_chance,
+                                          seed=preset.seed + 1))
 
 
 def with_chance(input_ids, *, generator):
@@ -359,6 +358,7 @@ def with_chance(input_ids, *, generator):
 
 # %% ../../nbs/44_electra.ipynb #d898f780
 #| code-fold: true
+#| code-summary: "The exam: examine_pair"
 @torch.no_grad()
 def examine_pair(model, tokenizer, *, n=256, seed=99, rate=0.25):
     """What generator and discriminator get right in texts not read.

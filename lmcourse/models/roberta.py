@@ -13,33 +13,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from ..experiments import experiment
 from ..layers.positions import LearnedPositions
 from ..layers.transformer import build_embeddings
-from ..losses import IGNORE_INDEX
 from lmcourse.models.bert import (
     BERT_HEADS,
     BertConfig,
-    BothLogits,
     EncoderPreset,
     build_encoder,
-    encoder_batches,
     encoder_config,
     encoder_fields,
     encoder_names,
     examine_encoder,
     finetune_encoder,
+    judge_masked,
     masked_loss,
     prepare_bert,
-    train_pieces,
+    prepare_encoder,
     write_bert,
 )
 from .family import Family
 from ..objectives import Masking, mask_tokens
 from ..world import documents
-from ..zoo.base import Ready, Recipe, plan_training, read_world
+from ..zoo.base import Recipe
 
 # %% ../../nbs/43_roberta.ipynb #b6a5787a
 @dataclass(frozen=True)
@@ -79,6 +76,7 @@ class OffsetPositions(LearnedPositions):
 
 # %% ../../nbs/43_roberta.ipynb #cca7f5ec
 #| code-fold: true
+#| code-summary: "build_roberta"
 def build_roberta(config, *, generator=None):
     """RoBERTa, with the head that a configuration names.
 
@@ -137,18 +135,18 @@ def switches(seed, names=tuple(SWITCHES)):
         preset = replace(_AS_BERT, seed=seed, **SWITCHES[name])
         ready = prepare_bert(preset)
         ready.run()
-        model = ready.model
         for length in LENGTHS:
             outcome[f"{name}, {length}"] = masked_nats(
-                model, ready.tokenizer, length=length)
+                ready.model, ready.tokenizer, length=length)
         for task, n_train in TASKS_AFTER.items():
             outcome[f"{name}, {task}"] = finetune_encoder(
-                model, ready.tokenizer, task, seed=seed, n_train=n_train)[1]
+                ready.model, ready.tokenizer, task, seed=seed,
+                n_train=n_train)[1]
     return outcome
 
 # %% ../../nbs/43_roberta.ipynb #3ef73057
 #| code-fold: true
-@torch.no_grad()
+#| code-summary: "masked_nats: the loss in documents of one length"
 def masked_nats(model, tokenizer, *, length, n=300, seed=99):
     """The loss for hidden tokens in documents that were not read.
 
@@ -169,13 +167,8 @@ def masked_nats(model, tokenizer, *, length, n=300, seed=99):
         rows, batch_first=True, padding_value=pad_id)
     batch = mask_tokens(input_ids, masking=Masking.of(tokenizer),
                         generator=torch.Generator().manual_seed(seed))
-    device = next(model.parameters()).device
-    said = model.eval()(batch["input_ids"].to(device), attention_mask=(
-        input_ids != pad_id).to(device))
-    logits = said.masked if isinstance(said, BothLogits) else said
-    asked = batch["labels"] != IGNORE_INDEX
-    return F.cross_entropy(logits.float().cpu()[asked],
-                           batch["labels"][asked]).item()
+    batch["attention_mask"] = input_ids != pad_id
+    return judge_masked(model, batch)["nats"]
 
 # %% ../../nbs/43_roberta.ipynb #44ab4128
 RATES_TRIED = (3e-3, 6e-3, 1.2e-2)
@@ -206,6 +199,7 @@ def pairs_by_rate(seed):
 
 # %% ../../nbs/43_roberta.ipynb #cee442ab
 #| code-fold: true
+#| code-summary: "The recipe: prepare_roberta, ROBERTA"
 def prepare_roberta(preset):
     """A RoBERTa of the world, ready to be trained.
 
@@ -221,16 +215,11 @@ def prepare_roberta(preset):
     if preset.next_sentence:
         raise ValueError("next_sentence=True: must be False, since RoBERTa "
                          "has no head for pairs")
-    texts = read_world(preset)
-    tokenizer = train_pieces(texts[:5000], preset.vocab_size)
-    fields = vars(encoder_config(preset, tokenizer, n_segments=1))
-    model = build_roberta(
-        RobertaConfig(**fields,
-                      pad_id=tokenizer.special_tokens["[PAD]"]),
-        generator=torch.Generator().manual_seed(preset.seed))
-    return Ready(tokenizer, model, encoder_batches(preset, texts, tokenizer),
-                 plan_training(preset, warmup_steps=preset.steps // 10),
-                 masked_loss)
+    return prepare_encoder(preset, lambda tokenizer: build_roberta(
+        encoder_config(preset, tokenizer, kind=RobertaConfig,
+                       pad_id=tokenizer.special_tokens["[PAD]"]),
+        generator=torch.Generator().manual_seed(preset.seed)),
+        objective=masked_loss)
 
 
 ROBERTA = Recipe(

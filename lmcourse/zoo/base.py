@@ -458,7 +458,6 @@ def _numbers(batch):
     return [(name, tensor.tolist()) for name, tensor in named.items()]
 
 # %% ../../nbs/32_pretraining.ipynb #fcf520af
-#| fold-bodies: _forget_old, _tell_if_not_kept
 def exam_steps(steps):
     """After which steps of a training there is an exam."""
     return sorted({1, *(steps * i // 12 for i in range(1, 13))})
@@ -486,7 +485,8 @@ def _trained(name, preset, folder):
         _forget_old(home)
     return model, tokenizer, record
 
-
+# %% ../../nbs/32_pretraining.ipynb #5ebfd479
+#| code-summary: "Helpers: reading, training, keeping, forgetting"
 def _lock(home):
     return home.with_name(f".lock-{home.name}")
 
@@ -522,7 +522,7 @@ def _tell_if_not_kept(function, place, **more):
         function(place, **more)
     except (OSError, SafetensorError) as error:
         warnings.warn(f"{place}: the model is trained and not kept, {error}",
-                      stacklevel=5)
+                      stacklevel=4)
         return True
     return False
 
