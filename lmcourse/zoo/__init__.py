@@ -1,4 +1,4 @@
-"""Models of the small world, each trained once on this computer."""
+"""Models of the small world, each trained once; and one that read the web."""
 
 from dataclasses import replace
 from importlib import import_module
@@ -20,8 +20,16 @@ from lmcourse.zoo.base import (
 )
 
 __all__ = ["PRESETS", "RECIPES", "Preset", "Recipe", "get_preset", "pretrain",
-           "pretrained", "pretraining_record", "probe_scores", "skill_scores",
-           "word_excess", "world_model", "world_record"]
+           "has_smollm", "pretrained", "pretraining_record", "probe_scores",
+           "skill_scores", "smollm", "word_excess", "world_model",
+           "world_record"]
+
+
+def __getattr__(name):
+    """The real model belongs to a later chapter, loaded when asked for."""
+    if name in ("smollm", "has_smollm"):
+        return getattr(import_module("lmcourse.checkpoints.gguf"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _published(module, name):
