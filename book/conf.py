@@ -45,6 +45,7 @@ extensions = [
     "sphinx_copybutton",
     "chapter_map",
     "home",
+    "live_model",
     "reference",
     "terms",
 ]

@@ -31,7 +31,8 @@ def dress_notebook(app, docname, source):
     """Carry out the directives of a notebook's cells."""
     if app.env.doc2path(docname).suffix != ".ipynb":
         return
-    notebook = json.loads(source[0])
+    notebook = json.loads(source[0].replace(
+        "<!-- live-model -->", "```{live-model}\\n```"))
     notebook["cells"] = cells = shown_cells(notebook)
     title, _, rest = "".join(cells[0]["source"]).partition("\n")
     cells[0]["source"] = f"{title}\n\n*{times(cells, docname)}*\n{rest}"

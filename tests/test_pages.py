@@ -1,6 +1,8 @@
 """The built book in a real Chromium, at the width of a desk and of a phone."""
 
+import base64
 import functools
+import hashlib
 import http.server
 import importlib.util
 import json
@@ -11,15 +13,22 @@ from itertools import product
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 import torch
 from playwright.sync_api import Error, sync_playwright
+from samples import strings
 
-from lmcourse.decoding.sampling import next_distribution, sampler
+from lmcourse.decoding.sampling import greedy, next_distribution, sampler
+from lmcourse.layers.transformer import TransformerConfig, build_transformer
+from lmcourse.tokenizers import ByteBPE
+from lmcourse.world import documents
+from lmcourse.zoo import world_model
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 chromium = importlib.import_module("chromium")
+page_model = importlib.import_module("page_model")
 SITE = ROOT / "_site"
 PAGES = sorted(p.relative_to(SITE).as_posix() for pattern in
                ("*.html", "api/*.html") for p in SITE.glob(pattern))
@@ -471,8 +480,9 @@ def test_knobs_of_decoding_show_what_the_library_computes(open_page):
             (0, 15, 1, False)]):
         figure.locator("select").select_option(index=case)
         status, *shares = figure.evaluate(MOVE, [tau, k, p, last])
-        logits = torch.tensor(data["cases"][case]["logits"],
-                              dtype=torch.double)
+        logits = torch.tensor(
+            [x for x, n in data["cases"][case]["runs"] for _ in range(n)],
+            dtype=torch.double)
         heat = {"temperature": tau}
         cut = {"top_k": [*data["ks"], len(logits)][k], "top_p": p}
         expected = next_distribution(
@@ -482,3 +492,143 @@ def test_knobs_of_decoding_show_what_the_library_computes(open_page):
         shown = [float(share.split()[0]) for share in shares]
         percents = (100 * expected[:len(shares)]).tolist()
         assert shown == pytest.approx(percents, abs=0.051)
+
+
+# the world's model in the page
+
+LIVE = ["index.html", "32_pretraining.html", "60_decoding.html"]
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """What the page's file holds, as torch and this book have it."""
+    file = page_model.read()
+    raw = base64.b64decode(file["weights"])
+    assert hashlib.sha256(raw).hexdigest() == file["sha256"]
+    model = build_transformer(TransformerConfig(
+        **file["config"], feed_forward="gelu", positions="rotary")).eval()
+    numbers, at = np.frombuffer(raw, dtype=np.float16), 0
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            n = parameter.numel()
+            assert file["shapes"].pop(name) == list(parameter.shape)
+            parameter.copy_(torch.from_numpy(
+                numbers[at:at + n].astype(np.float32)).view_as(parameter))
+            at += n
+    assert at == len(numbers) and not file["shapes"]
+    tokens = [bytes([i]) for i in range(256)]
+    pairs = [(a, b) for a, b in file["merges"]]
+    merges = []
+    for a, b in pairs:
+        merges.append((tokens[a], tokens[b]))
+        tokens.append(tokens[a] + tokens[b])
+    return model, ByteBPE(vocab={token: i for i, token in enumerate(tokens)},
+                          merges=merges,
+                          special_tokens={"<|endoftext|>": file["end"]})
+
+
+def test_the_model_in_the_page_is_that_of_the_zoo(shipped):
+    """Of the same recipe; and with the same words for the same ids."""
+    assert page_model.read()["recipe"] == page_model.recipe()
+    assert page_model.PATH.stat().st_size < 2e6
+    model, tokenizer = world_model("small")
+    assert shipped[1].vocab == tokenizer.vocab
+    assert shipped[0].config == model.config
+
+
+@DESK
+def test_the_page_computes_what_torch_computes(open_page, shipped):
+    page, complaints = open_page("index.html")
+    model, tokenizer = shipped
+    for text in documents(4, seed=7):
+        ids = tokenizer.encode(text)[:200]
+        maps = []
+        with torch.no_grad():
+            wanted = model(torch.tensor([[1023, *ids]]), maps=maps)[0]
+        logits, heads = page.evaluate(
+            """async ids => {
+              const model = await loadWorld(), logits = [model.forget()];
+              for (const id of ids) logits.push(model.read(id));
+              return [logits.map(row => [...row]),
+                      model.maps.map(layer => layer.at(-1).map(
+                        head => [...head]))];
+            }""", ids)
+        assert (torch.tensor(logits) - wanted).abs().max() < 1e-4
+        for found, layer in zip(heads, maps, strict=True):
+            assert torch.tensor(found).sub(layer[0, :, -1]).abs().max() < 1e-4
+    assert complaints == []
+
+
+@DESK
+def test_the_page_cuts_texts_as_the_tokenizer_does(open_page, shipped):
+    _, tokenizer = shipped
+    page, _ = open_page("index.html")
+    texts = [*documents(50, seed=8), *(
+        text for text in strings(400, seed=9) if text.isprintable()),
+        "", "Straße 42, isn't it?  Yes\n\n", "日本 🦒"]
+    found = page.evaluate(
+        """async texts => {
+          const {tokenizer} = await loadWorld();
+          return texts.map(text => [tokenizer.encode(text),
+            tokenizer.decode(tokenizer.encode(text))]);
+        }""", texts)
+    for text, (ids, again) in zip(texts, found, strict=True):
+        assert ids == tokenizer.encode(text), text
+        assert again == text
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_the_model_in_the_page_writes(open_page, shipped, name):
+    """By keyboard alone: greedy decoding writes what the library writes."""
+    page, complaints = open_page(name)
+    model, tokenizer = shipped
+    figure = page.locator(".live-model")
+    status, rows = figure.locator("[role=status]"), figure.locator(".bar")
+    assert rows.count() == 0 and "Type" in status.inner_text()
+    figure.locator("[name=prompt]").focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("The capital of Denmark is")
+    page.wait_for_function("() => document.querySelectorAll("
+                           "'.live-model .bar').length == 10")
+    before = rows.first.inner_text()
+    figure.locator("[name=tau]").focus()
+    page.keyboard.press("Home")
+    assert rows.first.inner_text().endswith("100.0 %")
+    figure.locator("[data-do=step]").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector("
+                           "'.live-model .written b')")
+    figure.locator("[data-do=write]").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => /ends|no more/.test(document.querySelector("
+                           "'.live-model [role=status]').textContent)",
+                           timeout=60000)
+    prompt = torch.tensor([[1023, *tokenizer.encode(
+        "The capital of Denmark is")]])
+    text = tokenizer.decode([i for i in greedy(
+        model, prompt, max_new_tokens=200, eos_id=1023)[0].tolist()
+        if i != 1023])
+    assert figure.locator(".written").inner_text() == text
+    assert figure.locator("canvas").count() == 8
+    figure.locator("[data-do=back]").click()
+    figure.locator("[name=tau]").focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    assert rows.first.inner_text().split()[0] == before.split()[0]
+    overflow = page.evaluate(
+        "() => document.documentElement.scrollWidth - innerWidth")
+    assert overflow <= 0
+    assert complaints == []
+    page.add_script_tag(content=AXE)
+    assert page.evaluate(VIOLATIONS, []) == []
+    page.evaluate("() => document.documentElement.dataset.theme = 'dark'")
+    assert page.evaluate(VIOLATIONS, ["color-contrast"]) == []
+
+
+@DESK
+def test_the_model_runs_in_a_page_that_was_opened_as_a_file(context):
+    page = context.new_page()
+    page.goto((SITE / "index.html").as_uri(), wait_until="load")
+    page.locator(".live-model [data-do=step]").click()
+    page.wait_for_selector(".live-model .written b", timeout=20000)
+    page.close()

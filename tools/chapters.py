@@ -266,6 +266,9 @@ def run(names, *, portable):
             # on Ctrl-C nbclient ends its kernel, and then stumbles over that
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             sys.exit(f"\nInterrupted: {path.name} is as it was.")
+        if path.stem == "32_pretraining":
+            subprocess.run([sys.executable, ROOT / "tools/page_model.py"],
+                           check=True)
     sync()
 
 
