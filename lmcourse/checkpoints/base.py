@@ -175,7 +175,7 @@ class Checkpoint(NamedTuple):
         place: its folder, or its one file.
         source: the file that holds the settings, for errors.
         settings: a dict, as in `config.json`.
-        tensors: a dict from the names of the Hub to `StoredTensor`.
+        tensors: gives a dict from the names of the Hub to `StoredTensor`.
         reader: makes a function `read(stored, index)`, which gives some
             rows of a stored tensor.
     """
@@ -183,7 +183,7 @@ class Checkpoint(NamedTuple):
     place: Path
     source: Path
     settings: dict
-    tensors: dict
+    tensors: Callable
     reader: Callable
 
 
@@ -198,7 +198,7 @@ class _Files:
         self.family = family
         self.reader = checkpoint.reader
         self.stored = {_renamed(name, family): stored for name, stored
-                       in checkpoint.tensors.items()}
+                       in checkpoint.tensors().items()}
         self.bare = not any(name.startswith(family.prefix)
                             for name in self.stored)
 
@@ -435,7 +435,7 @@ def open_checkpoint(folder_or_hub_id, *, revision=None):
         check_files(folder)
     source = folder / "config.json"
     return Checkpoint(folder, source, _read_object(source),
-                      _stored_tensors(folder), _Reader)
+                      partial(_stored_tensors, folder), _Reader)
 
 # %% ../../nbs/70_checkpoints.ipynb #54fbaaa8
 def _empty_model(family, settings, path):
@@ -574,8 +574,9 @@ def find_checkpoint(folder_or_hub_id, *, revision=None, also=()):
             "model.safetensors works offline") from None
     except errors.EntryNotFoundError:
         raise ValueError(
-            f"{name}: has no safetensors on the Hub; other formats are "
-            "pickles, which run code when opened") from None
+            f"{name}: is on the Hub without "
+            f"{' or '.join(['safetensors', *also])}; other formats of "
+            "weights are pickles, which run code when opened") from None
     except errors.HfHubHTTPError as error:
         raise FileNotFoundError(
             f"{name}: {str(error).strip().splitlines()[-1]}") from None

