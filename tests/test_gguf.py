@@ -439,6 +439,26 @@ def test_a_small_tokenizer(tmp_path):
     assert tokenizer.encode("low", add_special_tokens=True) == [27, 29]
 
 
+def test_a_small_tokenizer_of_pieces(tmp_path):
+    """A space before the text, scores for merges, <s> unless forbidden."""
+    pieces = {"model": "llama", "pre": None, "merges": None,
+              "tokens": ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "▁ab"],
+              "scores": [0.0, 0.0, 0.0, -4.0, -5.0, -6.0, -1.0, -2.0],
+              "token_type": [2, 3, 3, 1, 1, 1, 1, 1],
+              "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
+              "add_eos_token": None}
+    tokenizer = load_tokenizer(token_file(tmp_path / "t.gguf", **pieces))
+    assert tokenizer.encode("ab aab?") == [7, 3, 4, 6, 0]
+    assert (tokenizer.prefix, tokenizer.suffix) == (("<s>",), ())
+    bare = pieces | {"add_bos_token": False, "add_space_prefix": False}
+    tokenizer = load_tokenizer(token_file(tmp_path / "b.gguf", **bare))
+    assert tokenizer.encode("ab") == [6]
+    assert tokenizer.prefix == ()
+    with pytest.raises(ValueError, match="bos_token_id: is missing"):
+        load_tokenizer(token_file(tmp_path / "n.gguf", **pieces | {
+            "bos_token_id": None}))
+
+
 @pytest.mark.parametrize("changes, words", [
     ({"model": "bert"}, ["model='bert'", "gpt2, llama"]),
     ({"pre": "dbrx"}, ["pre='dbrx'", "smollm"]),

@@ -1705,12 +1705,17 @@ def _read_gguf(path):
         if i is not None and not 0 <= i < len(tokens):
             raise found.wrong(f"{name}_token_id", i, "the id of a token")
     found.fixed("add_sep_token", False, needed=False)
-    around = {where: (tokens[role[name]],)
-              for where, name in [("prefix", "bos"), ("suffix", "eos")]
-              if found.take(f"add_{name}_token", bool, False)}
+    around = {"prefix": (), "suffix": ()}
+    for where, name in (("prefix", "bos"), ("suffix", "eos")):
+        usual = (kind, name) == ("llama", "bos")
+        if found.take(f"add_{name}_token", bool, usual):
+            if role[name] is None:
+                raise ValueError(f"{found.place(name + '_token_id')}: is "
+                                 "missing, and the token is to be added")
+            around[where] = (tokens[role[name]],)
     tokenizer = build[kind](found, tokens, kinds, role)
     found.end()
-    return replace(tokenizer, **{"prefix": (), "suffix": ()} | around)
+    return replace(tokenizer, **around)
 
 
 def _gguf_fields(path):
