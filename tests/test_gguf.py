@@ -256,6 +256,14 @@ KINDS = {"llama": (transformers.LlamaConfig, {}),
                     {"sliding_window": 8, "num_hidden_layers": 7})}
 
 
+def finish(writer):
+    """Write what was added, and close the file."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def neighbors(weight, n_heads):
     """The rows as the converter of llama.cpp turns them."""
     return weight.reshape(n_heads, 2, -1, *weight.shape[1:]).swapaxes(
@@ -302,10 +310,7 @@ def small_file(path, kind, *, drop=(), more=(), fields=()):
             writer.add_tensor(short, gguf.quantize(weight, q8), raw_dtype=q8)
         else:
             writer.add_tensor(short, weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return model
 
 
@@ -331,6 +336,9 @@ def test_the_order_of_rows_is_the_converters_undone():
         rows = np.arange(n_heads * width)
         assert np.array_equal(
             neighbors(rows, n_heads)[row_order(len(rows), n_heads)], rows)
+    for n_rows, n_heads in ((7, 2), (6, 2), (6, 0)):
+        with pytest.raises(ValueError, match=f"n_rows={n_rows}: must be"):
+            row_order(n_rows, n_heads)
 
 
 def refused(path, *words):
@@ -382,10 +390,7 @@ def test_what_a_file_asks_for_is_done_or_refused(changes, words, tmp_path):
 def test_other_architectures_are_refused(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "mamba")
     writer.add_context_length(8)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     refused(tmp_path / "m.gguf", "'mamba'", "llama, qwen2")
 
 
@@ -400,10 +405,7 @@ def test_a_few_heads_per_layer_are_refused(tmp_path):
     writer.add_head_count([4, 2])
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(64)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     refused(path)
 
 
@@ -425,10 +427,7 @@ def token_file(path, **changes):
             writer.add_uint32(key, value)
         elif value is not None:
             writer.add_string(key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -437,6 +436,18 @@ def test_a_small_tokenizer(tmp_path):
     assert tokenizer.encode("low owl7") == [27, 28, 14, 22, 11]
     assert tokenizer.suffix == ("<e>",)
     assert tokenizer.encode("low", add_special_tokens=True) == [27, 29]
+
+
+def test_a_tokenizer_of_llama_3_begins_with_its_bos(tmp_path):
+    """Unless the file says no; and a word that is a token is not merged."""
+    changes = {"pre": "llama-bpe", "bos_token_id": 29, "add_eos_token": None,
+               "merges": ["l o"]}
+    tokenizer = load_tokenizer(token_file(tmp_path / "t.gguf", **changes))
+    assert tokenizer.encode("low") == [27]
+    assert (tokenizer.prefix, tokenizer.suffix) == (("<e>",), ())
+    tokenizer = load_tokenizer(token_file(
+        tmp_path / "n.gguf", **changes, add_bos_token=False))
+    assert tokenizer.prefix == ()
 
 
 def test_a_small_tokenizer_of_pieces(tmp_path):
@@ -524,3 +535,6 @@ def test_rounding_in_blocks_is_that_of_the_library():
     assert (layer.weight - once).abs().max() < 1e-4
     with pytest.raises(ValueError, match="size=48: must divide the rows"):
         round_blocks(layer, 4, size=48)
+    for bits in (0, 2.5):
+        with pytest.raises(ValueError, match=f"bits={bits}: must be"):
+            round_blocks(layer, bits)

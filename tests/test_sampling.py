@@ -27,6 +27,7 @@ from lmcourse.decoding import (
     sample,
     sampler,
 )
+from lmcourse.decoding import sampling
 from lmcourse.decoding.sampling import top_p_loop
 from lmcourse.layers.transformer import TransformerConfig, build_transformer
 
@@ -869,3 +870,12 @@ def test_what_cannot_read():
 def test_no_repeat_without_a_text():
     with pytest.raises(ValueError, match="input_ids=None: must be what was"):
         apply_steps(torch.zeros(1, 3), [NoRepeat(2)])
+
+
+def test_repeated_windows_are_counted():
+    assert sampling.repeated([1, 2, 3, 4, 5]) == 0
+    assert sampling.repeated([1] * 10, n=2) == 1 - 1 / 9
+    assert sampling.repeated([1, 2, 1, 2, 1], n=2) == 0.5
+    assert sampling.repeated([1, 2, 3, 4]) == 0
+    with pytest.raises(ValueError, match="ids: are 3, must be n=4 or more"):
+        sampling.repeated([1, 2, 3])

@@ -178,9 +178,9 @@ class WorldModel {
   }
 }
 
-/* Probabilities after temperature, top-k and top-p, in this order. */
-function distribution(logits, {tau, k, p}) {
-  const order = [...logits.keys()].sort((a, b) => logits[b] - logits[a]);
+/* Probabilities after temperature, top-k and top-p, in this sequence; `order`
+   has the ids from the best on. */
+function distribution(logits, order, {tau, k, p}) {
   const heated = order.map((id, i) => tau > 0
     ? (logits[id] - logits[order[0]]) / tau : i ? -Infinity : 0);
   const some = softmax(heated.map((z, i) => i < k ? z : -Infinity));
@@ -234,7 +234,8 @@ function worldFigure({root, value, find, make, say, bars}) {
   const room = model.config.max_length - 1;
   state.full = ids.length >= room;
   const logits = model.follow(ids);
-  const before = softmax(logits), after = distribution(logits, knobs);
+  const order = [...logits.keys()].sort((a, b) => logits[b] - logits[a]);
+  const before = softmax(logits), after = distribution(logits, order, knobs);
   state.choose = () => draw(after);
 
   const name = id => id == model.end ? "(end)"
@@ -254,7 +255,6 @@ function worldFigure({root, value, find, make, say, bars}) {
   find("[role=status]").textContent = state.timer ? "It writes."
     : `${ids.length} tokens read, ${state.written.length} of them written; `
       + `${kept} of ${logits.length} can come next.`;
-  const order = [...logits.keys()].sort((a, b) => logits[b] - logits[a]);
   const top = Math.max(before[order[0]], ...after);
   bars(find(".rows"), order.slice(0, 10).map(id => (
     {name: name(id), text: (100 * after[id]).toFixed(1) + " %",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'PlainReader', 'as_reader', 'apply_steps', 'greedy', 'TopK', 'top_p_loop', 'TopP', 'Temperature', 'NoRepeat',
-           'sampler', 'next_distribution', 'sample', 'CachedReader']
+           'sampler', 'next_distribution', 'sample', 'CachedReader', 'repeated']
 
 # %% ../../nbs/60_decoding.ipynb #ef365cc1
 import math
@@ -524,3 +524,19 @@ def _last_logits(model, input_ids, **context):
         return model(input_ids, **context)[:, -1]
     hidden_states = model.hidden_states(input_ids, **context)
     return model.head(hidden_states[:, -1:])[:, -1]
+
+# %% ../../nbs/60_decoding.ipynb #a6cf408a
+def repeated(ids, n=4):
+    """The share of windows of n tokens that stood earlier in a text.
+
+    Args:
+        ids: a list of at least n ids.
+        n: tokens in a window.
+
+    Raises:
+        ValueError: a text without a window.
+    """
+    windows = [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
+    if not windows:
+        raise ValueError(f"ids: are {len(ids)}, must be n={n} or more")
+    return 1 - len(set(windows)) / len(windows)

@@ -1681,11 +1681,9 @@ def _two_parts(token, ranks):
 # %% ../../nbs/84_tokenizer_files.ipynb #f741669a
 #| fold-bodies: _gguf_fields, _gguf_bpe, _gguf_pieces
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
-_GGUF_PATTERNS = {  # what a name stands for, and `ignore_merges`
-    "gpt-2": (GPT2_PATTERN, False),
-    "smollm": ((r"\p{N}", GPT2_PATTERN), False),
-    "llama-bpe": (GPT4_PATTERN, True),
-}
+_GGUF_PATTERNS = {"gpt-2": GPT2_PATTERN,
+                  "smollm": (r"\p{N}", GPT2_PATTERN),
+                  "llama-bpe": GPT4_PATTERN}
 
 
 def _read_gguf(path):
@@ -1706,8 +1704,9 @@ def _read_gguf(path):
             raise found.wrong(f"{name}_token_id", i, "the id of a token")
     found.fixed("add_sep_token", False, needed=False)
     around = {"prefix": (), "suffix": ()}
+    llama_3 = found.left.get("pre") == "llama-bpe"
     for where, name in (("prefix", "bos"), ("suffix", "eos")):
-        usual = (kind, name) == ("llama", "bos")
+        usual = name == "bos" and (kind == "llama" or llama_3)
         if found.take(f"add_{name}_token", bool, usual):
             if role[name] is None:
                 raise ValueError(f"{found.place(name + '_token_id')}: is "
@@ -1735,7 +1734,6 @@ def _gguf_bpe(found, tokens, kinds, role):
     if name not in _GGUF_PATTERNS:
         raise found.wrong("pre", name, f"one of {', '.join(_GGUF_PATTERNS)}")
     found.take("add_space_prefix", bool, False)  # is about pieces
-    pattern, ignore_merges = _GGUF_PATTERNS[name]
     special, added, vocab = {}, {}, {}
     for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
         into = {_CONTROL: special, _USER_DEFINED: added, _NORMAL: vocab}
@@ -1748,9 +1746,9 @@ def _gguf_bpe(found, tokens, kinds, role):
                               "the 256 letters of GPT-2")
     return ByteBPE(
         vocab={spelled[token]: i for token, i in vocab.items()},
-        merges=_merges(found, vocab, spelled, special), pattern=pattern,
-        special_tokens=special, added_tokens=added,
-        ignore_merges=ignore_merges)
+        merges=_merges(found, vocab, spelled, special),
+        pattern=_GGUF_PATTERNS[name], special_tokens=special,
+        added_tokens=added, ignore_merges=name == "llama-bpe")
 
 
 def _gguf_pieces(found, tokens, kinds, role):
