@@ -2,6 +2,7 @@
 
 import contextlib
 
+import pytest
 import torch
 import torch.nn.functional as F
 import transformers
@@ -27,6 +28,28 @@ def drawn(config, *, dtype=torch.float64, by=0.15,
             parameter.add_(by * torch.randn(
                 parameter.shape, generator=generator).to(dtype))
     return model.eval()
+
+
+@contextlib.contextmanager
+def in_double(model):
+    """Keeps the reference from falling to float32 in norms and softmax."""
+    kinds = {type(m) for m in model.modules()
+             if "RMSNorm" in type(m).__name__}
+    for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(
+                module.scalar_embed_scale, dtype=torch.float64)
+    softmax = F.softmax
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in kinds:
+            gemma = kind.__name__.startswith("Gemma")
+            patch.setattr(kind, "forward", lambda self, x, gemma=gemma:
+                          F.rms_norm(x, self.weight.shape,
+                                     self.weight + gemma, self.eps if gemma
+                                     else self.variance_epsilon))
+        patch.setattr(F, "softmax", lambda x, dim=-1, dtype=None, **rest:
+                      softmax(x, dim=dim, **rest))
+        yield
 
 
 def distance(ours, theirs):

@@ -4,13 +4,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from contextlib import contextmanager
-
 import pytest
 import torch
-import torch.nn.functional as F
 import transformers
-from parity import check_parity, distance, drawn, texts
+from parity import check_parity, distance, drawn, in_double, texts
 
 from lmcourse.checkpoints import load_model
 from lmcourse.decoding import greedy
@@ -121,28 +118,6 @@ def settings(family, index=0):
     """The library's configuration of a small model with a knob turned."""
     kind, base, knobs = FAMILIES[family]
     return kind(**SIZES | base | (SHARED + knobs)[index])
-
-
-@contextmanager
-def in_double(model):
-    """Keeps the reference from falling to float32 in norms and softmax."""
-    kinds = {type(m) for m in model.modules()
-             if "RMSNorm" in type(m).__name__}
-    for module in model.modules():
-        if hasattr(module, "scalar_embed_scale"):
-            module.embed_scale = torch.tensor(
-                module.scalar_embed_scale, dtype=torch.float64)
-    softmax = F.softmax
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in kinds:
-            gemma = kind.__name__.startswith("Gemma")
-            patch.setattr(kind, "forward", lambda self, x, gemma=gemma:
-                          F.rms_norm(x, self.weight.shape,
-                                     self.weight + gemma, self.eps if gemma
-                                     else self.variance_epsilon))
-        patch.setattr(F, "softmax", lambda x, dim=-1, dtype=None, **rest:
-                      softmax(x, dim=dim, **rest))
-        yield
 
 
 @pytest.mark.parametrize("family, index", CASES)

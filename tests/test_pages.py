@@ -194,7 +194,11 @@ QUERIES = {
     "next-sentence prediction": "31_self_supervision",
     "memory mapping": "34_corpora", "RoBERTa": "43_roberta",
     "ELECTRA": "44_electra", "GGUF": "71_gguf", "quantization": "71_gguf",
-    "chat template": "71_gguf",
+    "chat template": "71_gguf", "fine-tuning": "50_finetuning",
+    "named entity recognition": "50_finetuning",
+    "instruction tuning": "50_finetuning", "rehearsal": "50_finetuning",
+    "verbalizer": "51_prompting", "few-shot": "51_prompting",
+    "token healing": "51_prompting", "prompt": "51_prompting",
 }
 
 

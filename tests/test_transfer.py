@@ -83,7 +83,8 @@ def test_finetuning_learns_and_keeps_its_best_moment(tokenizer):
             in (("Anna", 0), ("Peter", 1))] * 10
     encoded = transfer.encode_examples(tokenizer, made)
     model = classifier(tokenizer, 2)
-    best = transfer.finetune(model, encoded, encoded, rate=3e-3, seed=0)
+    best = transfer.finetune_classifier(model, encoded, encoded, rate=3e-3,
+                                        seed=0)
     assert best == transfer.score(model, encoded) == 1.0
 
 
@@ -96,8 +97,9 @@ def test_finetuning_stops_when_nothing_can_be_gained(
     monkeypatch.setattr(transfer, "score",
                         lambda *_: looks.append(1) or reached)
     encoded = transfer.encode_examples(tokenizer, examples("RTE", "dev", 8))
-    assert transfer.finetune(classifier(tokenizer, 2), encoded, encoded,
-                             rate=1e-3, seed=0) == reached
+    assert transfer.finetune_classifier(
+        classifier(tokenizer, 2), encoded, encoded, rate=1e-3,
+        seed=0) == reached
     assert len(looks) == n_looks
 
 

@@ -29,6 +29,7 @@ from lmcourse.files import (
     write_files,
     write_json,
 )
+from ..finetuning import TASK_FAMILIES
 from lmcourse.models.family import (
     Stored,
     essential_fields,
@@ -97,7 +98,7 @@ def register(family):
 
 
 for _family in (GPT_FAMILIES + LLAMA_FAMILIES + BERT_FAMILIES
-                + ROBERTA_FAMILIES + ELECTRA_FAMILIES):
+                + ROBERTA_FAMILIES + ELECTRA_FAMILIES + TASK_FAMILIES):
     register(_family)
 
 # %% ../../nbs/70_checkpoints.ipynb #9d990fe3
@@ -713,23 +714,26 @@ def save_model(model, folder, *, model_type=None, shard_bytes=5 * 10 ** 9):
     family, settings = _family_for(model, model_type)
     tensors = _their_tensors(model, family)
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    kept = {key: value for key, value in getattr(
-        model, "settings", {}).items() if key.endswith("_token_id")}
+    told = getattr(model, "settings", {})
+    kept = {key: value for key, value in told.items()
+            if key.endswith("_token_id")}
+    names = {key: told[key] for key in ("id2label", "label2id")
+             if len(told.get(key) or ()) == len(settings.get(key, ())) > 0}
     settings = {"architectures": [family.architecture],
                 "model_type": family.model_type, "torch_dtype": dtype,
-                **kept, **settings}
+                **kept, **settings, **names}
     shards = list(_shards(tensors, shard_bytes))
-    names = [_SINGLE] if len(shards) == 1 else [
+    files = [_SINGLE] if len(shards) == 1 else [
         f"model-{i:05}-of-{len(shards):05}.safetensors"
         for i, _ in enumerate(shards, 1)]
     writes = {name: partial(write_tensors, tensors=shard)
-              for name, shard in zip(names, shards, strict=True)}
+              for name, shard in zip(files, shards, strict=True)}
     if len(shards) > 1:
         writes[_INDEX] = partial(write_json, value={
             "metadata": {"total_size": sum(t.nbytes
                                            for t in tensors.values())},
             "weight_map": {tensor: name for name, shard
-                           in zip(names, shards, strict=True)
+                           in zip(files, shards, strict=True)
                            for tensor in shard}})
     writes["config.json"] = partial(write_json, value=settings)
     write_files(folder, writes, remove=_weights_in(Path(folder)))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BERT_HEADS', 'BERT', 'FINETUNING_RATES', 'PRETRAININGS', 'LABELS', 'BERT_FAMILIES', 'BertConfig', 'MaskedLMHead',
-           'Pooler', 'SequenceHead', 'TokenHead', 'SpanHead', 'BothLogits', 'BothHeads', 'build_encoder', 'build_bert',
-           'masked_loss', 'pair_loss', 'model_inputs', 'EncoderPreset', 'train_pieces', 'special_ids',
+           'Pooler', 'SequenceHead', 'TokenHead', 'SpanHead', 'ChoiceHead', 'BothLogits', 'BothHeads', 'build_encoder',
+           'build_bert', 'masked_loss', 'pair_loss', 'model_inputs', 'EncoderPreset', 'train_pieces', 'special_ids',
            'encoder_batches', 'prepare_bert', 'prepare_encoder', 'encoder_config', 'examine_encoder', 'judge_masked',
            'token_names', 'fill_masks', 'sides', 'encode_labeled', 'RowBatches', 'label_loss', 'give_head',
            'label_accuracy', 'finetune_encoder', 'scores_by_pretraining', 'read_bert', 'encoder_fields', 'write_bert',
@@ -195,7 +195,7 @@ class SequenceHead(nn.Module):
 
 # %% ../../nbs/42_bert.ipynb #04a41394
 #| code-fold: true
-#| code-summary: "TokenHead and SpanHead"
+#| code-summary: "TokenHead, SpanHead, ChoiceHead"
 class TokenHead(nn.Module):
     """Labels for each token, as for names or parts of speech.
 
@@ -231,6 +231,22 @@ class SpanHead(TokenHead):
     def loss(self, hidden_states, *, labels):
         """The mean cross-entropy of first and last token `(B, 2)`."""
         scores = self(hidden_states).transpose(1, 2)  # (B, 2, T)
+        return cross_entropy(scores, labels=labels)
+
+
+class ChoiceHead(SequenceHead):
+    """A score for each option of a question, of which one is right.
+
+    A question with C options is C rows, one below the other; each has the
+    question and one option.
+    """
+
+    def __init__(self, pooler, d_model, **options):
+        super().__init__(pooler, d_model, 1, **options)
+
+    def loss(self, hidden_states, *, labels):
+        """Cross-entropy over each question's options; labels `(B,)`."""
+        scores = self(hidden_states).view(len(labels), -1)  # (B, C)
         return cross_entropy(scores, labels=labels)
 
 # %% ../../nbs/42_bert.ipynb #10c32245
@@ -296,6 +312,9 @@ BERT_HEADS = {
     "token": lambda config, tokens, draws: TokenHead(
         config.d_model, config.n_labels, dropout=config.dropout, **draws),
     "span": lambda config, tokens, draws: SpanHead(config.d_model, **draws),
+    "choice": lambda config, tokens, draws: ChoiceHead(
+        Pooler(config.d_model, **draws), config.d_model,
+        dropout=config.dropout, **draws),
     "pooler": lambda config, tokens, draws: Pooler(config.d_model, **draws),
     "none": lambda config, tokens, draws: None,
 }
@@ -710,8 +729,8 @@ class RowBatches:
         rows = np.random.default_rng([self.seed, step]).integers(
             n, size=self.batch_size)
         drawn = {name: x[rows] for name, x in self.batch.items()}
-        longest = int(drawn["attention_mask"].sum(dim=1).max())
-        return {name: x[:, :longest] if x.ndim > 1 else x
+        longest = int(drawn["attention_mask"].sum(dim=-1).max())
+        return {name: x[..., :longest] if x.ndim > 1 else x
                 for name, x in drawn.items()}
 
 
@@ -984,6 +1003,7 @@ def _head_names(head):
         "sequence": pooled | {"head.output": "classifier"},
         "token": {"head.output": "classifier"},
         "span": {"head.output": "qa_outputs"},
+        "choice": pooled | {"head.output": "classifier"},
         "pooler": {"head.dense": "bert.pooler.dense"}}[head]
 
 
@@ -992,7 +1012,8 @@ _ARCHITECTURES = {
     "next_sentence": "BertForNextSentencePrediction",
     "sequence": "BertForSequenceClassification",
     "token": "BertForTokenClassification",
-    "span": "BertForQuestionAnswering", "pooler": "BertModel"}
+    "span": "BertForQuestionAnswering", "choice": "BertForMultipleChoice",
+    "pooler": "BertModel"}
 # what a file may hold besides, from another head or an older library
 _BUFFERS = r"embeddings\.position_ids$|^cls\.predictions\.decoder\.bias$"
 _UNUSED = _BUFFERS + r"|^(bert\.pooler|cls\.seq_relationship)\."

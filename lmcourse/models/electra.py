@@ -29,6 +29,7 @@ from ..losses import IGNORE_INDEX
 from lmcourse.models.bert import (
     BERT_HEADS,
     BertConfig,
+    ChoiceHead,
     EncoderPreset,
     MaskedLMHead,
     Pooler,
@@ -152,6 +153,9 @@ ELECTRA_HEADS = {
         tokens, config.d_model, norm_eps=config.norm_eps, **draws),
     "sequence": lambda config, tokens, draws: SequenceHead(
         GeluPooler(config.d_model, **draws), config.d_model, config.n_labels,
+        dropout=config.dropout, **draws),
+    "choice": lambda config, tokens, draws: ChoiceHead(
+        GeluPooler(config.d_model, **draws), config.d_model,
         dropout=config.dropout, **draws),
     **{name: BERT_HEADS[name] for name in ("token", "span", "none")},
 }
@@ -549,7 +553,8 @@ _ARCHITECTURES = {
     "masked_lm": "ElectraForMaskedLM",
     "sequence": "ElectraForSequenceClassification",
     "token": "ElectraForTokenClassification",
-    "span": "ElectraForQuestionAnswering", "none": "ElectraModel"}
+    "span": "ElectraForQuestionAnswering",
+    "choice": "ElectraForMultipleChoice", "none": "ElectraModel"}
 _HEAD_NAMES = {
     "discriminator": {
         "head.dense": "discriminator_predictions.dense",
@@ -560,7 +565,9 @@ _HEAD_NAMES = {
     "sequence": {"head.pooler.dense": "classifier.dense",
                  "head.output": "classifier.out_proj"},
     "token": {"head.output": "classifier"},
-    "span": {"head.output": "qa_outputs"}, "none": {}}
+    "span": {"head.output": "qa_outputs"},
+    "choice": {"head.pooler.dense": "sequence_summary.summary",
+               "head.output": "classifier"}, "none": {}}
 
 
 def _family(head):

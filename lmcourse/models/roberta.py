@@ -274,7 +274,8 @@ _ARCHITECTURES = {
     "masked_lm": "RobertaForMaskedLM",
     "sequence": "RobertaForSequenceClassification",
     "token": "RobertaForTokenClassification",
-    "span": "RobertaForQuestionAnswering", "pooler": "RobertaModel"}
+    "span": "RobertaForQuestionAnswering",
+    "choice": "RobertaForMultipleChoice", "pooler": "RobertaModel"}
 _HEAD_NAMES = {
     "masked_lm": {"head.dense": "lm_head.dense",
                   "head.norm": "lm_head.layer_norm",
@@ -283,6 +284,8 @@ _HEAD_NAMES = {
                  "head.output": "classifier.out_proj"},
     "token": {"head.output": "classifier"},
     "span": {"head.output": "qa_outputs"},
+    "choice": {"head.pooler.dense": "roberta.pooler.dense",
+               "head.output": "classifier"},
     "pooler": {"head.dense": "roberta.pooler.dense"}}
 
 
