@@ -803,6 +803,8 @@ def add_head(model, task, *, generator=None):
     return new
 
 # %% ../nbs/50_finetuning.ipynb #39f4b175
+#| code-fold: true
+#| code-summary: "The names of decoders with heads in files: TASK_FAMILIES"
 _TASK_MODELS = {"sequence": "ForSequenceClassification",
                 "token": "ForTokenClassification",
                 "span": "ForQuestionAnswering"}
