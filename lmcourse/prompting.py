@@ -29,6 +29,7 @@ from lmcourse.finetuning import (
     FINETUNING,
     TASK_RATES,
     LabeledTask,
+    accuracy,
     finetune_best,
     world_task,
 )
@@ -252,40 +253,43 @@ def gap_scores(model, tokenizer, prompts, options):
     encoded = [tokenizer.encode(option.strip()) for option in options]
     scores = torch.zeros(len(prompts), len(options))
     for n in {len(ids) for ids in encoded}:
-        rows = [_with_masks(tokenizer, prompt, n) for prompt in prompts]
-        columns = [(pad_sequence([torch.tensor(row[i]) for row in rows],
-                                 batch_first=True)) for i in (0, 1)]
-        real = pad_sequence([torch.ones(len(row[0])) for row in rows],
-                            batch_first=True).bool()
-        log_p = _at_masks(model, *columns, real, mask_id, n)
+        batch = _with_masks(model, tokenizer, prompts, n)
+        log_p = _mask_logits(model, batch, mask_id).float().cpu().view(
+            len(prompts), n, -1).log_softmax(dim=-1)
         for number, ids in enumerate(encoded):
             if len(ids) == n:
                 scores[:, number] = log_p[:, range(n), ids].sum(dim=1)
     return scores
 
 
-def _with_masks(tokenizer, prompt, n):
-    """Ids and segments of a prompt with n masks in its gap."""
-    text = prompt.replace(_GAP, " ".join(["[MASK]"] * n))
-    first, parted, second = (part.strip() for part in text.partition("||"))
-    if parted:
-        return tokenizer.encode_pair(first, second,
-                                     allowed_special=("[MASK]",))
-    ids = tokenizer.encode(first, add_special_tokens=True,
-                           allowed_special=("[MASK]",))
-    return ids, [0] * len(ids)
+def _with_masks(model, tokenizer, prompts, n):
+    """Prompts with n masks in each gap, as a batch of the model."""
+    rows = []
+    for prompt in prompts:
+        text = prompt.replace(_GAP, " ".join(["[MASK]"] * n))
+        first, parted, second = (part.strip() for part in text.partition("||"))
+        spelled = {"allowed_special": ("[MASK]",)}
+        if parted:
+            rows.append(tokenizer.encode_pair(first, second, **spelled))
+        else:
+            ids = tokenizer.encode(first, add_special_tokens=True, **spelled)
+            rows.append((ids, [0] * len(ids)))
+    input_ids, token_type_ids, real = (
+        pad_sequence([*map(torch.tensor, column)], batch_first=True)
+        for column in zip(*((ids, kinds, [True] * len(ids))
+                            for ids, kinds in rows), strict=True))
+    batch = {"input_ids": input_ids, "attention_mask": real}
+    if getattr(model.config, "n_segments", 1) > 1:
+        batch["token_type_ids"] = token_type_ids
+    return batch
 
 
-def _at_masks(model, input_ids, token_type_ids, real, mask_id, n):
-    """Log-probabilities `(N, n, V)` at the masks."""
+def _mask_logits(model, batch, mask_id):
+    """Logits at the masks, row by row, `(masks, V)`."""
     device = next(model.parameters()).device
-    segments = {"token_type_ids": token_type_ids.to(device)} \
-        if getattr(model.config, "n_segments", 1) > 1 else {}
-    said = model(input_ids.to(device), attention_mask=real.to(device),
-                 **segments)
-    logits = getattr(said, "masked", said).float().cpu()
-    return logits[input_ids == mask_id].view(
-        len(input_ids), n, -1).log_softmax(dim=-1)
+    inputs = {name: x.to(device) for name, x in model_inputs(batch).items()}
+    said = model(**inputs)
+    return getattr(said, "masked", said)[inputs["input_ids"] == mask_id]
 
 # %% ../nbs/51_prompting.ipynb #605aabd1
 NORMALIZATIONS = {
@@ -448,8 +452,12 @@ def label_scores(model, tokenizer, template, words, texts, *,
     said = scores(texts)
     if not content_free:
         return said
-    bias = scores(content_free).exp().mean(dim=0).log()
-    return (said - bias).log_softmax(dim=1)
+    return _calibrated(said, scores(content_free))
+
+
+def _calibrated(said, free):
+    """Scores `(N, L)` less what texts that say nothing get on average."""
+    return (said - free.exp().mean(dim=0).log()).log_softmax(dim=1)
 
 
 def _at_gap(prompts, words):
@@ -514,13 +522,9 @@ def _reviews(split, n, seed):
     return [row.first for row in rows], [row.label for row in rows]
 
 
-def _right(predicted, labels):
-    return float(np.mean(np.array(predicted) == np.array(labels)))
-
-
 def _ask_rows(model, tokenizer, template, rows):
     """The share right of rows of SST-2."""
-    return _right(classify(model, tokenizer, template, WORDS,
+    return accuracy(classify(model, tokenizer, template, WORDS,
                            [row.first for row in rows]),
                   [row.label for row in rows])
 
@@ -563,12 +567,12 @@ def _by_prompt(model, tokenizer, patterns, seed, *, n, n_dev):
                                  ("dev", n_dev, f"{name}, dev")):
             texts, labels = _reviews(split, size, seed)
             said = label_scores(model, tokenizer, ask, WORDS, texts)
-            outcome[key] = _right(said.argmax(dim=1).tolist(), labels)
+            outcome[key] = accuracy(said.argmax(dim=1).tolist(), labels)
             if split == "test":
-                bias = label_scores(model, tokenizer, ask, WORDS,
-                                    CONTENT_FREE).exp().mean(dim=0).log()
-                outcome[f"{name}, calibrated"] = _right(
-                    (said - bias).argmax(dim=1).tolist(), labels)
+                free = label_scores(model, tokenizer, ask, WORDS,
+                                    CONTENT_FREE)
+                outcome[f"{name}, calibrated"] = accuracy(
+                    _calibrated(said, free).argmax(dim=1).tolist(), labels)
     return outcome
 
 # %% ../nbs/51_prompting.ipynb #fa3e9951
@@ -603,17 +607,9 @@ def tune_template(model, tokenizer, template, words, rows, *,
         if len(found) != 1:
             raise ValueError(f"word={word!r}: has {len(found)} tokens, must "
                              "be one")
-    laid = [_with_masks(tokenizer, template.fill(*row[:2]), 1)
-            for row in rows]
-    columns = [pad_sequence([torch.tensor(row[i]) for row in laid],
-                            batch_first=True) for i in (0, 1)]
-    real = pad_sequence([torch.ones(len(row[0])) for row in laid],
-                        batch_first=True).bool()
-    batch = {"input_ids": columns[0], "token_type_ids": columns[1],
-             "attention_mask": real,
-             "labels": torch.tensor([row[2] for row in rows])}
-    if getattr(model.config, "n_segments", 1) == 1:
-        del batch["token_type_ids"]
+    batch = _with_masks(model, tokenizer, [template.fill(*row[:2])
+                                           for row in rows], 1)
+    batch["labels"] = torch.tensor([row[2] for row in rows])
     tuned = copy.deepcopy(model)
     fit(tuned, RowBatches(batch, batch_size=batch_size, seed=config.seed),
         config=config, objective=partial(
@@ -623,9 +619,7 @@ def tune_template(model, tokenizer, template, words, rows, *,
 
 
 def _word_loss(model, batch, *, word_ids, mask_id):
-    said = model(**model_inputs(batch))
-    logits = getattr(said, "masked", said)[batch["input_ids"] == mask_id]
-    labels = batch["labels"]
+    logits, labels = _mask_logits(model, batch, mask_id), batch["labels"]
     loss = cross_entropy(logits[:, word_ids], labels=labels)
     return {"word": Term(loss * len(labels), len(labels))}
 
@@ -790,7 +784,7 @@ class Leaderboard:
     """
 
     def __init__(self, labels):
-        self.labels, self.entries = np.asarray(labels), {}
+        self.labels, self.entries = [*labels], {}
 
     def add(self, name, predicted):
         """Enter answers; those of an old entry of this name are replaced.
@@ -801,8 +795,7 @@ class Leaderboard:
         if len(predicted) != len(self.labels):
             raise ValueError(f"predicted: are {len(predicted)}, must be "
                              f"{len(self.labels)}")
-        self.entries[name] = float(np.mean(np.asarray(predicted)
-                                           == self.labels))
+        self.entries[name] = accuracy(predicted, self.labels)
 
     def __str__(self):
         """A line for each entry: its accuracy, and the standard error."""

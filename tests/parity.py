@@ -8,6 +8,8 @@ import torch.nn.functional as F
 import transformers
 
 from lmcourse.checkpoints import load_model, save_model
+from lmcourse.models.bert import BertConfig, build_bert, train_pieces
+from lmcourse.world import documents
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -50,6 +52,18 @@ def in_double(model):
         patch.setattr(F, "softmax", lambda x, dim=-1, dtype=None, **rest:
                       softmax(x, dim=dim, **rest))
         yield
+
+
+def small_pieces():
+    """A tokenizer of BERT's kind for documents of the world."""
+    return train_pieces([*documents(1500)], vocab_size=500)
+
+
+def small_encoder(pieces, *, std):
+    """A BERT that has learned nothing, for these pieces."""
+    return build_bert(BertConfig(
+        vocab_size=pieces.vocab_size, max_length=64, d_model=32, n_layers=2,
+        n_heads=2, d_ff=64, head="masked_lm", initializer_range=std))
 
 
 def distance(ours, theirs):

@@ -16,7 +16,16 @@ import scipy.stats
 import sklearn.metrics
 import torch
 import transformers
-from parity import EAGER, distance, drawn, gradients, in_double, texts
+from parity import (
+    EAGER,
+    distance,
+    drawn,
+    gradients,
+    in_double,
+    small_encoder,
+    small_pieces,
+    texts,
+)
 
 from lmcourse import finetuning
 from lmcourse.checkpoints import load_model, save_model
@@ -57,7 +66,6 @@ from lmcourse.finetuning import (
     world_task,
 )
 from lmcourse.losses import IGNORE_INDEX
-from lmcourse.models.bert import BertConfig, build_bert, train_pieces
 from lmcourse.tasks import Example, split_of
 from lmcourse.tokenizers import ByteBPE
 from lmcourse.tokenizers.base import END_OF_TEXT
@@ -70,14 +78,12 @@ SHORT = TrainingConfig(steps=30, learning_rate=3e-3, warmup_steps=3)
 
 @pytest.fixture(scope="module")
 def pieces():
-    return train_pieces([*documents(1500)], vocab_size=500)
+    return small_pieces()
 
 
 @pytest.fixture(scope="module")
 def encoder(pieces):
-    return build_bert(BertConfig(
-        vocab_size=pieces.vocab_size, max_length=64, d_model=32, n_layers=2,
-        n_heads=2, d_ff=64, head="masked_lm", initializer_range=0.1))
+    return small_encoder(pieces, std=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from parity import drawn
+from parity import drawn, small_encoder, small_pieces
 
 from lmcourse.checkpoints import load_model
 from lmcourse.finetuning import FINETUNING
-from lmcourse.models.bert import (
-    BertConfig,
-    build_bert,
-    prepare_bert,
-    train_pieces,
-)
 from lmcourse.models.bert import BERT as RECIPE
+from lmcourse.models.bert import prepare_bert
 from lmcourse.prompting import (
     NORMALIZATIONS,
     PROMPTS,
@@ -60,15 +55,12 @@ def decoder():
 
 @pytest.fixture(scope="module")
 def pieces():
-    return train_pieces([*documents(1500)], vocab_size=500)
+    return small_pieces()
 
 
 @pytest.fixture(scope="module")
 def encoder(pieces):
-    return build_bert(BertConfig(
-        vocab_size=pieces.vocab_size, max_length=64, d_model=32, n_layers=2,
-        n_heads=2, d_ff=64, head="masked_lm",
-        initializer_range=0.2)).double().eval()
+    return small_encoder(pieces, std=0.2).double().eval()
 
 
 @torch.no_grad()
